@@ -1,0 +1,51 @@
+# make pretrain   train a small model on the embedded texts, in about ten minutes on two cores
+# make test       all tests but the slow ones and those for GPUs
+# make test-slow  the slow ones
+# make check      what CI runs: lint, types, tests
+#
+# Each target does its own set-up. Variables:
+#   PYTHON=python3.12        the interpreter (3.11 to 3.13)
+#   VENV=.venv               where the virtual environment is made
+#   TORCH_INDEX=https://download.pytorch.org/whl/cpu     a package index to take torch from: without
+#                            a GPU, the one with CPU builds saves gigabytes
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+RUN ?= demo
+
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.PHONY: setup pretrain test test-slow lint types check clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt scripts/system_packages.sh
+	bash scripts/system_packages.sh $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet -c constraints.txt --index-url $(TORCH_INDEX) torch)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+pretrain: $(READY)
+	$(BIN)/python jobs/pretrain.py --run $(RUN)
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) build *.egg-info
