@@ -1,0 +1,174 @@
+"""What a run is told: frozen dataclasses, read from the command line and kept as JSON.
+
+Every field is either *identity* (it decides the result: a resume with another value is refused)
+or *execution* (how the same result is computed: free to change between two starts).
+"""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+FORMAT_VERSION = 1
+"""Written into every JSON file of a run, so that a later nanoray knows what it reads."""
+
+
+class InputError(Exception):
+    """What the user gave cannot be used; the text says what is wrong, the value and the remedy.
+
+    No `ValueError`, because the parser of the command line would put a box around it.
+    """
+
+
+class RunFailedError(RuntimeError):
+    """A run that stopped on its way; the text says how it goes on, and what it died of."""
+
+
+class DataError(InputError):
+    """Training data that cannot be used."""
+
+
+class StorageError(InputError):
+    """A storage location that cannot be read or written."""
+
+
+def identity(default: Any = None) -> Any:  # Any: like dataclasses.field, it stands for every type
+    """Declare a config field that decides the result of a run."""
+    return field(default=default, metadata={"identity": True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every stage of a run is told. `None` means: choose for me, or as the run began."""
+
+    run: str | None = None
+    """Name of the run, and of its folder in the storage; by default the depth, as in d20."""
+    storage: str | None = None
+    """Folder or address (s3://, gs://, ...) in which runs are kept; by default ./runs."""
+    num_workers: str | None = None
+    """Training processes: one number, or A:B for a range; by default one per GPU, or one on CPU."""
+    cpus_per_worker: float | None = None
+    """Logical CPUs that Ray reserves for each worker; by default all but one, shared out."""
+    threads_per_worker: int | None = None
+    """Threads of each worker's CPU kernels; by default the machine's cores shared out."""
+    max_restarts: int = 10
+    """How many times a group of workers that died is started again before the run gives up."""
+    save_every: int | None = None
+    """Steps between checkpoints; by default about thirty in a run, and at most every 1000 steps."""
+    keep_last: int = 3
+    """How many of the newest checkpoints are kept."""
+    keep_every: int | None = None
+    """Keep, besides the newest, each checkpoint whose step is a multiple of this."""
+    log_every: int = 10
+    """Steps between two lines of progress where there is no terminal."""
+    wandb_project: str | None = None
+    """Also log to this Weights & Biases project; offline where there is no API key."""
+    fresh: bool = False
+    """Move what an earlier run of this name left aside, and begin anew."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_restarts", "keep_last", "log_every"):
+            require_positive(name, getattr(self, name), least=0 if name == "max_restarts" else 1)
+        for name in ("save_every", "keep_every", "threads_per_worker"):
+            require_positive(name, getattr(self, name))
+        if self.run is not None and (
+            not self.run or set(self.run) & set("/\\@ ") or self.run[0] == "."
+        ):
+            raise InputError(
+                f"--run {self.run!r} cannot name a folder. Use letters, digits, '-', '_' and '.'."
+            )
+        worker_range(self.num_workers)
+
+
+def flag(name: str) -> str:
+    """Give the command-line spelling of a field: `max_seq_len` -> `--max-seq-len`."""
+    return "--" + name.replace("_", "-")
+
+
+def require_positive(name: str, value: float | None, least: int = 1) -> None:
+    """Raise an `InputError` that names the flag unless `value` is None or at least `least`."""
+    if value is not None and value < least:
+        raise InputError(f"{flag(name)} {value} is too small. The least is {least}.")
+
+
+def worker_range(num_workers: str | None) -> tuple[int, int] | None:
+    """Read `N` or `A:B` as (least, most) workers; None stays None.
+
+    Raises:
+        InputError: neither of the two forms, zero workers, or A > B.
+    """
+    if num_workers is None:
+        return None
+    least, _, most = num_workers.partition(":")
+    if not least.isdecimal() or (most and not most.isdecimal()) or num_workers.endswith(":"):
+        raise InputError(
+            f"--num-workers {num_workers} is not a number or a range. Write 8, or 2:8."
+        )
+    low, high = int(least), int(most or least)
+    if not 1 <= low <= high:
+        raise InputError(f"--num-workers {num_workers} is empty. Write 8, or 2:8 with 2 <= 8.")
+    return low, high
+
+
+Config = TypeVar("Config", bound=RunConfig)
+
+
+def to_json(config: RunConfig) -> dict[str, Any]:  # Any: JSON
+    """Give the config as plain JSON values, one key per field."""
+    return dataclasses.asdict(config)
+
+
+def from_json(cls: type[Config], saved: dict[str, Any]) -> Config:  # Any: JSON
+    """Rebuild a config from `to_json`; keys that this version does not know are left out."""
+    known = {f.name for f in dataclasses.fields(cls)}
+    return cls(**{name: value for name, value in saved.items() if name in known})
+
+
+def continue_config(saved: Config, asked: Config) -> Config:
+    """Merge the config that a run began with and the one it is resumed with.
+
+    An identity field that the user left open (None) keeps the value with which the run began.
+
+    Raises:
+        InputError: an identity field was asked for with another value; the text names each.
+    """
+    changed: list[str] = []
+    merged: dict[str, Any] = {}
+    for f in dataclasses.fields(asked):
+        began, now = getattr(saved, f.name), getattr(asked, f.name)
+        merged[f.name] = began if now is None and f.metadata.get("identity") else now
+        if f.metadata.get("identity") and now is not None and now != began:
+            changed.append(f"{flag(f.name)} was {began} and is {now}")
+    if changed:
+        raise InputError(
+            f"This run began with other settings: {'; '.join(changed)}. "
+            "Give the old values to resume it, another --run, or --fresh to begin anew."
+        )
+    return dataclasses.replace(asked, **merged)
+
+
+def run_job(cls: Any, job: Callable[[Any], object]) -> None:  # Any: a dataclass or a union of them
+    """Parse the command line into `cls`, call the job, and print what it returns.
+
+    Wrong input ends the process with one sentence and exit code 2, a run that failed with code 1,
+    Ctrl-C with code 130.
+    """
+    import tyro  # only command lines need it, and a bare GPU machine may lack it
+
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    logging.getLogger("nanoray").setLevel(logging.INFO)
+    try:
+        config = tyro.cli(cls, config=(tyro.conf.FlagCreatePairsOff,))
+        result = job(config)
+    except (InputError, RunFailedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, InputError) else 1)
+    except BrokenPipeError:  # `--help | head`
+        sys.exit(141)
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on from the newest checkpoint.", file=sys.stderr)
+        sys.exit(130)
+    if result is not None:
+        print(result)

@@ -1,0 +1,194 @@
+"""What a run says about itself: one JSON object per step, and Weights & Biases if asked.
+
+metrics.jsonl and ledger.jsonl belong to the run as its weights do: when a run resumes, they are cut
+back to the restored step and go on from there, so that each step stands in them exactly once.
+"""
+
+import json
+import logging
+import netrc
+import os
+import tempfile
+import time
+from typing import Any, Protocol
+
+from fsspec import AbstractFileSystem
+
+from nanoray.storage import StageFolder, is_local, write_file
+
+logger = logging.getLogger(__name__)
+
+UPLOAD_SECONDS = 30.0
+"""How often a log on an object store, where nothing can be appended, is written anew."""
+
+
+class StepLog:
+    """A file of JSON lines, one object per step, in the order of the steps."""
+
+    def __init__(self, fs: AbstractFileSystem, path: str, *, last_step: int) -> None:
+        """Open the log and drop every line after `last_step`, and any line that is not whole."""
+        self.fs, self.path = fs, path
+        self.lines = [
+            line for line in read_lines(fs, path) if json.loads(line)["step"] <= last_step
+        ]
+        self.uploaded = time.monotonic()
+        self.flush()
+        self.file = open(path, "ab") if is_local(fs) else None  # noqa: SIM115 (stays open)
+
+    def last(self) -> dict[str, Any]:  # Any: JSON
+        """Give the newest object; empty where there is none."""
+        return json.loads(self.lines[-1]) if self.lines else {}
+
+    def append(self, record: dict[str, Any]) -> None:  # Any: JSON
+        """Add an object; it must have a `step` greater than the last one's."""
+        line = json.dumps(record)
+        self.lines.append(line)
+        if self.file is not None:
+            self.file.write(line.encode() + b"\n")
+            self.file.flush()
+        elif time.monotonic() - self.uploaded > UPLOAD_SECONDS:
+            self.flush()
+
+    def amend(self, values: dict[str, Any]) -> None:  # Any: JSON
+        """Add values to the newest object."""
+        old = self.lines[-1]
+        self.lines[-1] = json.dumps({**json.loads(old), **values})
+        if self.file is not None:
+            self.file.truncate(self.file.tell() - len(old.encode()) - 1)
+            self.file.seek(0, os.SEEK_END)
+            self.file.write(self.lines[-1].encode() + b"\n")
+            self.file.flush()
+
+    def flush(self) -> None:
+        """Make all lines durable. A checkpoint is committed only after this."""
+        file = getattr(self, "file", None)
+        if file is not None:
+            file.flush()
+            os.fsync(file.fileno())
+            return
+        write_file(self.fs, self.path, "".join(line + "\n" for line in self.lines).encode())
+        self.uploaded = time.monotonic()
+
+    def close(self) -> None:
+        """Let the file go; nothing can be written after this."""
+        if self.file is not None:
+            self.file.close()
+
+
+def read_lines(fs: AbstractFileSystem, path: str) -> list[str]:
+    """Read the whole lines of a step log; what a crash or a power cut tore is left out."""
+    try:
+        text = fs.cat_file(path).decode(errors="replace")
+    except FileNotFoundError:
+        return []
+    return [line for line in text.split("\n")[:-1] if is_object(line)]
+
+
+def is_object(line: str) -> bool:
+    """Say whether a line is a JSON object; one with a lost block in it may still end in }."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def read_metrics(fs: AbstractFileSystem, path: str) -> list[dict[str, Any]]:  # Any: JSON
+    """Read a step log as a list of objects."""
+    return [json.loads(line) for line in read_lines(fs, path)]
+
+
+class WandbRun(Protocol):
+    """What is used of a Weights & Biases run."""
+
+    def log(self, data: dict[str, Any], step: int | None = None) -> None:  # Any: as in wandb
+        """Log values of a step."""
+
+    def finish(self) -> None:
+        """Close the run."""
+
+
+class MetricsLogger:
+    """Writes down what rank 0 has to say of each step; on other ranks it does nothing."""
+
+    def __init__(
+        self, folder: StageFolder | None, *, last_step: int, wandb: WandbRun | None = None
+    ) -> None:
+        """Open a stage's logs, cut back to `last_step`; `folder` is None on other ranks."""
+        self.last: dict[str, Any] = {}  # Any: JSON
+        self.restored_last: dict[str, Any] = {}  # Any: JSON
+        self.wandb = wandb
+        self.logs: list[StepLog] = []
+        if folder is not None:
+            names = ("metrics.jsonl", "ledger.jsonl")
+            folder.fs.makedirs(folder.path(), exist_ok=True)
+            self.logs = [
+                StepLog(folder.fs, folder.path(name), last_step=last_step) for name in names
+            ]
+            self.last = self.restored_last = self.logs[0].last()
+
+    def record(self, values: dict[str, Any], ledger: dict[str, Any]) -> None:  # Any: JSON
+        """Write down a new step."""
+        self._finish_step()
+        self.last = values
+        for log, record in zip(self.logs, (values, ledger), strict=False):
+            log.append(record)
+
+    def amend(self, values: dict[str, Any]) -> None:  # Any: JSON
+        """Add values to the newest step."""
+        self.last = {**self.last, **values}
+        if self.logs and self.logs[0].lines:
+            self.logs[0].amend(values)
+
+    def flush(self) -> None:
+        """Make all that was written durable."""
+        for log in self.logs:
+            log.flush()
+
+    def close(self) -> None:
+        """Send what is left to Weights & Biases, and close."""
+        self._finish_step()
+        self.flush()
+        for log in self.logs:
+            log.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+    def _finish_step(self) -> None:
+        """Send the newest step, to which nothing is added any more, to Weights & Biases."""
+        if self.wandb is not None and self.last is not self.restored_last:
+            self.wandb.log(self.last, step=self.last["step"])
+
+
+def has_wandb_key() -> bool:
+    """Say whether `wandb login` has left a key, without asking anybody for one."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        hosts = netrc.netrc(os.environ.get("NETRC")).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any(host.endswith("wandb.ai") for host in hosts)
+
+
+def start_wandb(project: str, folder: StageFolder, config: dict[str, Any]) -> WandbRun:  # Any: JSON
+    """Begin or continue the Weights & Biases run of a stage; offline where there is no API key.
+
+    The run's id is its name, so that a resumed run goes on in the same one.
+    """
+    import wandb  # slow to import, and only wanted here
+
+    mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
+    name = f"{folder.run.run}-{folder.name}"
+    local = folder.path() if is_local(folder.fs) else tempfile.mkdtemp(prefix="nanoray-wandb-")
+    run = wandb.init(
+        project=project,
+        name=name,
+        id=name,
+        resume="allow",
+        mode=mode,  # type: ignore[arg-type]  # WANDB_MODE may be anything; wandb says so itself
+        dir=local,
+        config=config,
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    logger.info("logging to Weights & Biases %s, mode %s", name, mode)
+    return run

@@ -1,0 +1,98 @@
+"""What a person sees of a run: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+
+class Facts(ProgressColumn):
+    """Loss, speed and utilization of the newest step."""
+
+    def render(self, task: Task) -> Text:
+        """Give the column's text."""
+        return Text(describe(task.fields.get("values", {})), style="cyan")
+
+
+FACTS = (
+    ("train/loss", 1, "loss {:.4f}"),
+    ("train/tokens_per_second", 1, "{:,.0f} tok/s"),
+    ("train/mfu", 100, "mfu {:.1f} %"),
+    ("validation/bits_per_byte", 1, "bpb {:.4f}"),
+)
+"""What is told of a step: its name, a factor, and how it is written."""
+
+
+def describe(values: dict[str, Any]) -> str:  # Any: JSON
+    """Say in a few words what a step did; what is not known is left out."""
+    known = [
+        text.format(factor * values[name])
+        for name, factor, text in FACTS
+        if values.get(name) is not None
+    ]
+    return "  ".join(known) or "starting"
+
+
+class RunDisplay:
+    """Shows steps as they come; `log` prints a line above the bar."""
+
+    def __init__(self, num_steps: int, *, log_every: int, stream: TextIO | None = None) -> None:
+        self.num_steps, self.log_every = num_steps, log_every
+        self.console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        self.bar: Progress | None = None
+        self.last_bpb: float | None = None
+        self.seconds_per_step = 0.0
+        if self.console.is_terminal:
+            self.bar = Progress(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(bar_width=None),
+                Facts(),
+                TimeRemainingColumn(),
+                console=self.console,
+                refresh_per_second=4,
+            )
+            self.task = self.bar.add_task("", total=num_steps)
+            self.bar.start()
+
+    def log(self, line: str) -> None:
+        """Print one line of news."""
+        self.console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False)
+
+    def show(self, values: dict[str, Any]) -> None:  # Any: JSON
+        """Show the newest step."""
+        step, bpb = int(values["step"]), values.get("validation/bits_per_byte")
+        self.last_bpb = bpb if bpb is not None else self.last_bpb
+        shown = (
+            values
+            if self.last_bpb is None
+            else {**values, "validation/bits_per_byte": self.last_bpb}
+        )
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, values=shown)
+            return
+        seconds = values.get("train/step_seconds", self.seconds_per_step)
+        self.seconds_per_step += (seconds - self.seconds_per_step) * (
+            0.1 if self.seconds_per_step else 1.0
+        )
+        if step % self.log_every == 0 or step == self.num_steps or bpb is not None:
+            left = (self.num_steps - step) * self.seconds_per_step
+            self.log(f"step {step}/{self.num_steps}  {describe(values)}  {duration(left)} left")
+
+    def close(self) -> None:
+        """Take the bar away from the terminal's live area."""
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """Write a time as people do: 45 s, 12 min, 3.4 h, 4.1 days."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} days"

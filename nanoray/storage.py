@@ -1,0 +1,229 @@
+"""Where runs are kept: the names of all files of a run, and writes that are whole or not there.
+
+A location is a folder, or any address that fsspec knows (s3://, gs://, memory://). Locations are
+`str` throughout: `Path("s3://bucket")` would become `s3:/bucket`.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import time
+import uuid
+from typing import Any
+
+import fsspec
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from nanoray.config import FORMAT_VERSION, StorageError
+
+EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
+"""The package that each common protocol needs beside fsspec."""
+
+
+def open_location(address: str) -> tuple[AbstractFileSystem, str]:
+    """Give the filesystem of an address, and the path in it (absolute for a local folder).
+
+    Raises:
+        StorageError: an unknown protocol, or one whose package is not installed.
+    """
+    protocol = address.split("://")[0] if "://" in address else "file"
+    try:
+        # Listings are read again each time: a cached one would hide a checkpoint that another
+        # process has just committed.
+        fs, path = fsspec.core.url_to_fs(address, use_listings_cache=False)
+    except ImportError as error:
+        package = EXTRAS.get(protocol, "its package")
+        raise StorageError(
+            f"{address} needs {package}. Install it: pip install {package}"
+        ) from error
+    except ValueError as error:
+        raise StorageError(
+            f"{address} has the unknown protocol {protocol!r}. Give a folder, or s3://..., gs://..."
+        ) from error
+    return fs, str(path).rstrip("/")
+
+
+def is_local(fs: AbstractFileSystem) -> bool:
+    """Say whether files of this filesystem can be renamed, fsynced and appended to."""
+    return isinstance(fs, LocalFileSystem)
+
+
+def fsync_path(path: str) -> None:
+    """Flush a local file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(fs: AbstractFileSystem, path: str, content: bytes) -> None:
+    """Write a file that is seen either whole or not at all, also after a power cut."""
+    if not is_local(fs):
+        fs.pipe_file(path, content)  # object stores show an object only when it is complete
+        return
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    aside = f"{path}.tmp-{uuid.uuid4().hex}"  # two hosts may share a folder, and a process id
+    try:
+        with open(aside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(aside)  # on a full disk it would keep what little space there is
+        raise
+    fsync_path(os.path.dirname(path))
+
+
+def write_json(fs: AbstractFileSystem, path: str, value: dict[str, Any]) -> None:  # Any: JSON
+    """Write JSON with the format version first, whole or not at all."""
+    text = json.dumps({"format_version": FORMAT_VERSION, **value}, indent=1)
+    write_file(fs, path, (text + "\n").encode())
+
+
+def read_json(fs: AbstractFileSystem, path: str) -> dict[str, Any] | None:  # Any: JSON
+    """Read a JSON object; None where the file does not exist.
+
+    Raises:
+        StorageError: the file exists and is not a JSON object.
+    """
+    try:
+        content = fs.cat_file(path)
+    except FileNotFoundError:
+        return None
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise StorageError(
+            f"{path} is not JSON ({error}). Restore it, or move it aside."
+        ) from error
+    if not isinstance(value, dict):
+        raise StorageError(f"{path} holds no JSON object. Restore it, or move it aside.")
+    return value
+
+
+def list_folder(fs: AbstractFileSystem, path: str) -> list[str]:
+    """List the names in a folder, sorted; empty where there is no such folder."""
+    try:
+        return sorted(
+            str(entry).rstrip("/").rsplit("/", 1)[-1] for entry in fs.ls(path, detail=False)
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+class RunFolder:
+    """The folder of one run: its address, and the name of everything in it."""
+
+    def __init__(self, storage: str, run: str) -> None:
+        self.storage, self.run = storage, run
+        self.fs, base = open_location(storage)
+        self.root = f"{base}/{run}"
+
+    def __str__(self) -> str:
+        return self.fs.unstrip_protocol(self.root).removeprefix("file://")
+
+    def path(self, *names: str) -> str:
+        """Join names under the run's folder."""
+        return "/".join((self.root, *names))
+
+    def stage(self, stage: str) -> "StageFolder":
+        """Give the folder of one stage of this run."""
+        return StageFolder(self, stage)
+
+    @property
+    def tokenizer_file(self) -> str:
+        """The tokenizer that every stage of this run uses."""
+        return self.path("tokenizer.json")
+
+    def read_state(self) -> dict[str, Any]:  # Any: JSON
+        """Read run.json: the attempt number and the stages done; empty before the first attempt."""
+        return read_json(self.fs, self.path("run.json")) or {}
+
+    def begin_attempt(self, stage: str, step: int) -> int:
+        """Number a new attempt and record the step it starts from; gives the attempt number.
+
+        A group of workers with an older number was cut off, and may not commit any more.
+        """
+        state = self.read_state()
+        attempt = int(state.get("attempt", 0)) + 1
+        state.update(attempt=attempt, stage=stage, start_step=step)
+        write_json(self.fs, self.path("run.json"), state)
+        return attempt
+
+    def mark_done(self, stage: str) -> None:
+        """Record that a stage is finished."""
+        state = self.read_state()
+        done = [name for name in state.get("stages_done", []) if name != stage]
+        state["stages_done"] = [*done, stage]
+        write_json(self.fs, self.path("run.json"), state)
+
+    def forget_stage(self, stage: str) -> None:
+        """Record that a stage is not finished, because it begins anew."""
+        state = self.read_state()
+        state["stages_done"] = [name for name in state.get("stages_done", []) if name != stage]
+        write_json(self.fs, self.path("run.json"), state)
+
+    def check_writable(self, need_bytes: int) -> None:
+        """Write and delete a small file, and compare the free space with the need.
+
+        Raises:
+            StorageError: the location cannot be written, or has less than `need_bytes` free.
+        """
+        probe = self.path(f".probe-{os.getpid()}")
+        try:
+            write_file(self.fs, probe, b"probe")
+            self.fs.rm_file(probe)
+        except Exception as error:  # each filesystem has its own errors; all mean the same here
+            reason = str(error) or type(error).__name__
+            raise StorageError(
+                f"--storage {self.storage} cannot be written ({reason}). Give a folder that can."
+            ) from error
+        if not is_local(self.fs):
+            return
+        free = shutil.disk_usage(self.root).free
+        if free < need_bytes:
+            raise StorageError(
+                f"--storage {self.storage} has {free / 1e9:.1f} GB free and the run needs "
+                f"{need_bytes / 1e9:.1f} GB. Free some space, lower --keep-last, or give another."
+            )
+
+
+class StageFolder:
+    """The folder of one stage (pretrain, midtrain, sft, rl) of a run."""
+
+    def __init__(self, run: RunFolder, stage: str) -> None:
+        self.run, self.name, self.fs = run, stage, run.fs
+
+    def path(self, *names: str) -> str:
+        """Join names under the stage's folder."""
+        return self.run.path(self.name, *names)
+
+    def __str__(self) -> str:
+        return f"{self.run}/{self.name}"
+
+    def read_config(self) -> dict[str, Any] | None:  # Any: JSON
+        """Read the config that the stage began with; None for a stage that has not begun."""
+        return read_json(self.fs, self.path("config.json"))
+
+    def write_config(self, config: dict[str, Any]) -> None:  # Any: JSON
+        """Keep the config that the stage runs with."""
+        write_json(self.fs, self.path("config.json"), config)
+
+    def move_aside(self) -> str | None:
+        """Rename the folder with a time stamp; gives its new name, or None where there was none."""
+        if not self.fs.exists(self.path()):
+            return None
+        name = f"{self.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"
+        # An object store would mix the files of two stages that were moved within one second.
+        taken = [n for n in list_folder(self.fs, self.run.path()) if n.startswith(name)]
+        target = self.run.path(f"{name}-{len(taken) + 1}" if taken else name)
+        if is_local(self.fs):
+            os.rename(self.path(), target)
+        else:
+            self.fs.mv(self.path(), target, recursive=True)
+        return target

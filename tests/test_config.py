@@ -1,0 +1,231 @@
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanoray.config import (
+    InputError,
+    RunConfig,
+    continue_config,
+    flag,
+    from_json,
+    identity,
+    to_json,
+    worker_range,
+)
+
+JOB = '''
+import logging, os, signal, time
+from dataclasses import dataclass
+
+from nanoray.config import InputError, RunConfig, run_job
+
+@dataclass(frozen=True, kw_only=True)
+class TinyConfig(RunConfig):
+    """A job that ends as it is told."""
+
+    depth: int = 4
+    """Transformer blocks."""
+    ending: str = "well"
+    """How the job ends."""
+
+def job(config):
+    if config.ending == "wrong":
+        raise InputError(f"--depth {config.depth} is odd. Give an even one.")
+    if config.ending == "interrupted":
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)
+    if config.ending == "talking":
+        logging.getLogger("nanoray.somewhere").info("saved step 3")
+        logging.getLogger("elsewhere").info("not of interest")
+        return None
+    if config.ending == "broken":
+        raise RuntimeError("a fault of ours")
+    return f"depth {config.depth}"
+
+run_job(TinyConfig, job)
+'''
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyConfig(RunConfig):
+    """A config with fields of both kinds."""
+
+    depth: int | None = identity()
+    """Identity, left open by default."""
+    seed: int = identity(42)
+    """Identity, with a default."""
+    batch: int | None = None
+    """Execution."""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    file = tmp_path / "tiny.py"
+    file.write_text(JOB)
+    return file
+
+
+def run(job: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(job), *arguments], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_config_comes_back_from_its_json() -> None:
+    config = TinyConfig(run="demo", num_workers="2:8", depth=4, batch=3, cpus_per_worker=1.5)
+
+    rebuilt = from_json(TinyConfig, json.loads(json.dumps(to_json(config))))
+
+    assert rebuilt == config
+
+
+def test_keys_of_another_version_are_left_out() -> None:
+    saved = {"format_version": 1, "depth": 4, "of_a_later_version": [1, 2]}
+
+    config = from_json(TinyConfig, saved)
+
+    assert config == TinyConfig(depth=4)
+
+
+def test_resuming_with_another_identity_names_each_flag_and_both_values() -> None:
+    began, asked = TinyConfig(depth=4, seed=42), TinyConfig(depth=6, seed=7)
+
+    with pytest.raises(InputError) as caught:
+        continue_config(began, asked)
+
+    assert "--depth was 4 and is 6" in str(caught.value)
+    assert "--seed was 42 and is 7" in str(caught.value)
+    assert "--fresh" in str(caught.value)
+
+
+def test_what_is_left_open_keeps_the_value_the_run_began_with() -> None:
+    began, asked = TinyConfig(depth=4), TinyConfig(depth=None)
+
+    merged = continue_config(began, asked)
+
+    assert merged.depth == 4
+
+
+def test_execution_fields_are_taken_from_the_resume() -> None:
+    began = TinyConfig(depth=4, batch=8, keep_last=3, num_workers="2")
+    asked = TinyConfig(depth=4, batch=2, keep_last=1, num_workers="4")
+
+    merged = continue_config(began, asked)
+
+    assert merged == asked
+
+
+def test_an_identity_that_the_run_left_open_cannot_be_given_later() -> None:
+    began, asked = TinyConfig(depth=None), TinyConfig(depth=4)
+
+    with pytest.raises(InputError, match="--depth was None and is 4"):
+        continue_config(began, asked)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(None, None), ("1", (1, 1)), ("8", (8, 8)), ("2:8", (2, 8)), ("3:3", (3, 3))],
+)
+def test_number_of_workers_is_one_number_or_a_range(
+    given: str | None, expected: tuple[int, int] | None
+) -> None:
+    assert worker_range(given) == expected
+
+
+@pytest.mark.parametrize(
+    "given", ["", "two", "-1", "2:", ":8", "2:x", "2:4:8", "1.5", "0", "8:2", "²"]
+)
+def test_other_numbers_of_workers_are_refused_with_the_right_form(given: str) -> None:
+    with pytest.raises(InputError, match=r"Write 8, or 2:8"):
+        RunConfig(num_workers=given)
+
+
+@pytest.mark.parametrize("given", ["", "a/b", "..", ".hidden", "a b", "a@3", "a\\b"])
+def test_a_run_must_be_a_name_of_a_folder(given: str) -> None:
+    with pytest.raises(InputError, match="cannot name a folder"):
+        RunConfig(run=given)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"save_every": 0},
+        {"keep_last": 0},
+        {"keep_every": -5},
+        {"log_every": 0},
+        {"threads_per_worker": 0},
+        {"max_restarts": -1},
+    ],
+)
+def test_a_number_that_is_too_small_names_its_flag(wrong: dict[str, Any]) -> None:
+    (name, value) = next(iter(wrong.items()))
+
+    with pytest.raises(InputError, match=f"^{flag(name)} {value} is too small"):
+        RunConfig(**wrong)
+
+
+def test_a_job_prints_what_it_returns_and_exits_with_0(job: Path) -> None:
+    done = run(job, "--depth", "6")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "depth 6\n", "")
+
+
+def test_wrong_input_is_one_sentence_on_stderr_and_exit_code_2(job: Path) -> None:
+    done = run(job, "--depth", "5", "--ending", "wrong")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --depth 5 is odd. Give an even one.\n"
+
+
+def test_ctrl_c_says_how_to_go_on_and_exits_with_130(job: Path) -> None:
+    done = run(job, "--ending", "interrupted")
+
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "Interrupted. The same command goes on from the newest checkpoint.\n"
+
+
+def test_a_fault_of_ours_keeps_its_traceback(job: Path) -> None:
+    done = run(job, "--ending", "broken")
+
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "a fault of ours" in done.stderr
+
+
+def test_a_typo_in_a_flag_suggests_the_right_one(job: Path) -> None:
+    done = run(job, "--depht", "5")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--depht" in done.stderr
+    assert "Perhaps you meant" in done.stderr
+    assert "--depth INT" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--save-every", "0"), "--save-every 0 is too small"),
+        (("--depth", "four"), "Error parsing --depth"),
+    ],
+)
+def test_a_wrong_value_is_told_without_a_traceback(
+    job: Path, arguments: tuple[str, str], said: str
+) -> None:
+    done = run(job, *arguments)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_job_shows_what_nanoray_logs_and_no_chatter_of_others(job: Path) -> None:
+    done = run(job, "--ending", "talking")
+
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.endswith("saved step 3\n")
+    assert done.stderr.count("\n") == 1
