@@ -1,0 +1,1 @@
+"""Parquet shards to rows of tokens: which token is in which row of which step."""

@@ -1,0 +1,132 @@
+"""Blocks in, steps out: each rank's share of every step, one step ahead of the training loop."""
+
+import queue
+import threading
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nanoray.data.blocks import (
+    PADDING_POSITION,
+    RECORD_FIELDS,
+    Block,
+    DataOrderError,
+    Layout,
+    row_digest,
+)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and targets, (B, T) int64 each; a target of IGNORE_INDEX has no loss."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """What one rank computes in one step."""
+
+    rows: Tensor
+    """(n, T+1) int32, on the CPU, pinned where the device is a GPU."""
+    record: Tensor
+    """(rows_per_step, RECORD_FIELDS) int64; this rank's rows at their places, 0 elsewhere."""
+    wait_seconds: float
+    """How long the rank waited for them."""
+
+    def microbatches(self, device_batch_size: int, device: torch.device) -> Iterator[Batch]:
+        """Cut the rows into batches of at most `device_batch_size` on the device."""
+        for part in self.rows.split(device_batch_size):
+            ids = part.to(device, non_blocking=True).long()
+            yield Batch(ids[:, :-1], ids[:, 1:])
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which blocks of a stream come to this process."""
+
+    rank: int = 0
+    world_size: int = 1
+    padding_blocks: int = 0
+    """Blocks of padding with which the stream begins."""
+
+
+def step_rows(
+    blocks: Iterator[Block], layout: Layout, share: Share, *, pin: bool
+) -> Generator[StepRows, None, None]:
+    """Collect this rank's blocks of each step, in a thread that is one step ahead of the training.
+
+    Args:
+        blocks: those of this rank, in order.
+        layout: how steps are cut into blocks.
+        share: which of them come to this rank.
+        pin: put the rows into page-locked memory, for a GPU.
+
+    Raises:
+        DataOrderError: the stream ended, or a block has a wrong size.
+    """
+    ready: queue.Queue[StepRows | BaseException | None] = queue.Queue(maxsize=1)
+    done = threading.Event()
+
+    def hand_over(item: StepRows | BaseException | None) -> None:
+        while not done.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def collect() -> None:
+        try:
+            for rows in _collect(blocks, layout, share, pin):
+                hand_over(rows)
+                if done.is_set():
+                    return
+            hand_over(None)
+        except BaseException as error:  # handed to the training loop, which raises it
+            hand_over(error)
+
+    threading.Thread(target=collect, daemon=True, name="step-rows").start()
+    try:
+        while True:
+            began = time.perf_counter()
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                raise DataOrderError("The stream of training data ended before the last step.")
+            yield StepRows(item.rows, item.record, time.perf_counter() - began)
+    finally:
+        done.set()
+
+
+def _collect(
+    blocks: Iterator[Block], layout: Layout, share: Share, pin: bool
+) -> Iterator[StepRows]:
+    """Give the rows of step after step, as they come."""
+    real = (block for block in blocks if int(block["position"][0]) != PADDING_POSITION)
+    b, first_block = layout.rows_per_block, share.padding_blocks
+    while True:
+        record = torch.zeros(layout.rows_per_step, RECORD_FIELDS, dtype=torch.int64)
+        parts = []
+        for j in layout.blocks_of_rank(first_block, share.rank, share.world_size):
+            block = next(real, None)
+            if block is None:
+                return
+            tokens = np.ascontiguousarray(block["tokens"])
+            if len(tokens) != b:
+                raise DataOrderError(f"A block of {len(tokens)} rows came where {b} were expected.")
+            digests = [row_digest(row) for row in tokens]
+            place = np.stack(
+                [block["position"], block["row"], block["num_rows"], np.array(digests)], 1
+            )
+            record[j * b : (j + 1) * b] = torch.from_numpy(place.astype(np.int64))
+            parts.append(tokens)
+        rows = torch.from_numpy(np.concatenate(parts))
+        yield StepRows(rows.pin_memory() if pin else rows, record, 0.0)
+        first_block += layout.blocks_per_step

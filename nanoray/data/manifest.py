@@ -1,0 +1,214 @@
+"""What the training data are: every shard with its row groups, and which part is for validation.
+
+The manifest is made once, when a run begins, from the footers of the parquet files. Its hash is in
+every checkpoint: a resume over other data is refused, with the difference named.
+"""
+
+import hashlib
+import json
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from nanoray.config import DataError
+from nanoray.storage import is_local, open_location
+
+logger = logging.getLogger(__name__)
+
+UNIT_BYTES = 4_000_000
+"""Text in a unit at most: little enough to be read anew when a run resumes."""
+FOOTER_READERS = 16
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One parquet file, as its footer describes it."""
+
+    path: str
+    """Relative to the manifest's root."""
+    row_groups: tuple[tuple[int, int], ...]
+    """(rows, bytes of text) of each row group."""
+    sha256: str
+    """Of the footer, which holds the place and size of every column chunk."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of uncompressed text."""
+        return sum(size for _, size in self.row_groups)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All shards of a run's data, and what of them is for validation."""
+
+    root: str
+    """Address of the folder; free to change, since the shards are known by their hashes."""
+    text_column: str
+    """The column that is read."""
+    shards: tuple[Shard, ...]
+    """In the order of their names."""
+    validation_shard: str | None
+    """Path of the shard that is for validation; None where the last units of the only shard are."""
+    unit_bytes: int = UNIT_BYTES
+    """Largest text of a unit."""
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 over all that decides which rows there are."""
+        content = asdict(self)
+        del content["root"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:  # Any: JSON
+        """Give the manifest as JSON, with its hash."""
+        return {"hash": self.hash, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "Manifest":  # Any: JSON
+        """Rebuild a manifest from `to_json`."""
+        shards = tuple(
+            Shard(s["path"], tuple((int(n), int(size)) for n, size in s["row_groups"]), s["sha256"])
+            for s in saved["shards"]
+        )
+        return cls(
+            saved["root"],
+            saved["text_column"],
+            shards,
+            saved["validation_shard"],
+            saved["unit_bytes"],
+        )
+
+
+def make_manifest(address: str, text_column: str, *, skip_bad_shards: bool = False) -> Manifest:
+    """List the parquet files at an address: a folder, a glob or one file, on any filesystem.
+
+    Raises:
+        DataError: nothing there, no text column, or a damaged shard (unless they are to be
+        skipped).
+    """
+    fs, root, paths = find_shards(address)
+    with ThreadPoolExecutor(FOOTER_READERS) as pool:
+        found = list(pool.map(lambda path: _read_shard(fs, root, path, text_column), paths))
+    bad = [problem for problem in found if isinstance(problem, DataError)]
+    shards = tuple(shard for shard in found if isinstance(shard, Shard))
+    if bad and not skip_bad_shards:
+        raise bad[0]
+    for problem in bad:
+        logger.warning("skipped a shard: %s", problem)
+    shards = tuple(shard for shard in shards if shard.num_bytes)
+    if not shards:
+        raise DataError(
+            f"--data {address} holds no text in column {text_column!r}. Give other files."
+        )
+    if len(shards) > 1:
+        return Manifest(root, text_column, shards, shards[-1].path)
+    unit_bytes = max(1, min(UNIT_BYTES, shards[0].num_bytes // 20))
+    return Manifest(root, text_column, shards, None, unit_bytes)
+
+
+def find_shards(address: str) -> tuple[AbstractFileSystem, str, list[str]]:
+    """Give filesystem, root (with protocol) and the sorted relative paths of the parquet files.
+
+    Raises:
+        DataError: no such place, or no parquet file in it.
+    """
+    fs, path = open_location(address)
+    if any(sign in path for sign in "*?["):
+        paths = [str(found) for found in fs.glob(path) if str(found).endswith(".parquet")]
+        root = path[: min(path.index(sign) for sign in "*?[" if sign in path)].rpartition("/")[0]
+    elif fs.isfile(path):
+        paths, root = [path], path.rpartition("/")[0]
+    elif fs.isdir(path):
+        paths, root = (
+            [str(found) for found in fs.find(path) if str(found).endswith(".parquet")],
+            path,
+        )
+    else:
+        raise DataError(
+            f"--data {address} does not exist. Give a folder or glob of parquet files, an address "
+            "such as s3://bucket/folder, or the name of a public dataset."
+        )
+    if not paths:
+        raise DataError(f"--data {address} has no file that ends in .parquet. Give one that has.")
+    relative = sorted(found.removeprefix(root).lstrip("/") for found in paths)
+    return fs, root if is_local(fs) else fs.unstrip_protocol(root), relative
+
+
+def _read_shard(fs: AbstractFileSystem, root: str, path: str, column: str) -> Shard | DataError:
+    """Read one footer; a shard that cannot be used comes back as the error that says why."""
+    name = f"{root}/{path}"
+    try:
+        with fs.open(fs._strip_protocol(name)) as file:
+            metadata = pq.ParquetFile(file).metadata
+            footer = _footer_bytes(file)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        return DataError(
+            f"{name} is no whole parquet file ({_first_line(error)}). "
+            "Fetch it again, or leave it out with --skip-bad-shards."
+        )
+    schema = metadata.schema.to_arrow_schema()
+    if column not in schema.names:
+        return DataError(
+            f"{name} has no column {column!r}; it has {', '.join(map(repr, schema.names))}. "
+            "Name the right one with --text-column."
+        )
+    kind = schema.field(column).type
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    ):
+        return DataError(
+            f"{name} holds {kind} in column {column!r}, not text. "
+            "Name a column of strings with --text-column."
+        )
+    chunk = [metadata.schema.column(i).path for i in range(metadata.num_columns)].index(column)
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    row_groups = tuple(
+        (g.num_rows, g.column(chunk).total_uncompressed_size) for g in groups if g.num_rows
+    )
+    return Shard(path, row_groups, hashlib.sha256(footer).hexdigest())
+
+
+def _footer_bytes(file: BinaryIO) -> bytes:
+    """Read the raw footer: its length stands in the four bytes before the closing magic number."""
+    file.seek(-8, 2)
+    length = int.from_bytes(file.read(4), "little")
+    file.seek(-8 - length, 2)
+    return file.read(length)
+
+
+def check_unchanged(saved: Manifest, address: str) -> Manifest:
+    """Check that an address still has a run's data; gives the manifest with its new root.
+
+    Files that were added since are left alone: they are training data of a later run.
+
+    Raises:
+        DataError: a shard is missing or has changed; the text names the first three.
+    """
+    fs, root, paths = find_shards(address)
+    with ThreadPoolExecutor(FOOTER_READERS) as pool:
+        present = set(paths)
+        shards = [shard for shard in saved.shards if shard.path in present]
+        now = pool.map(lambda shard: _read_shard(fs, root, shard.path, saved.text_column), shards)
+        changed = [
+            f"{old.path} has changed" for old, new in zip(shards, now, strict=True) if new != old
+        ]
+    differences = [f"{s.path} is missing" for s in saved.shards if s.path not in present] + changed
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise DataError(
+            f"--data {address} is not what this run began with: "
+            f"{', '.join(differences[:3])}{more}. "
+            "Restore the files, or begin anew with another --run or --fresh."
+        )
+    return Manifest(root, saved.text_column, saved.shards, saved.validation_shard, saved.unit_bytes)
+
+
+def _first_line(error: Exception) -> str:
+    """Give the first line of an error's text, or its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

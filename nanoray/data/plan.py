@@ -1,0 +1,230 @@
+"""The data plan: a fixed, endless sequence of rows, and a cursor that says where a run stands.
+
+    manifest + seed        position 0, 1, 2, ...   each a unit; an epoch is a permutation of all
+    units tokenizer + packing    row 0, 1, 2, ...        of a unit, a pure function of the unit
+
+So the global sequence of rows knows no number of workers and no batch size, and `Cursor(position,
+row)` is all that a resume needs. Positions run on through the epochs, without a barrier between
+them.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from nanoray.config import DataError
+from nanoray.data.manifest import Manifest
+from nanoray.data.packing import PACKING_VERSION, Tokens, pack
+from nanoray.storage import is_local, open_location
+from nanoray.text.tokenizer import Tokenizer
+
+MIN_UNIT_SHARE = 4
+"""Row groups smaller than this part of a unit are joined: each unit drops its last row."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A range of documents of one shard: what is read, tokenized and packed at a time."""
+
+    shard: int
+    """Index into the manifest's shards."""
+    start: int
+    """First row of the range, counted over the whole shard."""
+    end: int
+    """One past the last row."""
+    num_bytes: int
+    """Text in it, estimated from the footer."""
+
+
+@dataclass(frozen=True, order=True)
+class Cursor:
+    """The next row to be consumed: unit position (over all epochs) and row within the unit."""
+
+    position: int = 0
+    row: int = 0
+
+
+@dataclass(frozen=True)
+class PackedUnit:
+    """The rows of one unit, and what packing had to leave out."""
+
+    rows: Tokens
+    """(num_rows, T+1) int32."""
+    num_tokens: int
+    """Tokens of the unit's documents, <|bos|> included."""
+    num_dropped: int
+    """Tokens of the unit's unfilled last row."""
+
+
+class DataPlan:
+    """Which token is in which row, for ever."""
+
+    def __init__(
+        self, manifest: Manifest, tokenizer: Tokenizer, *, max_seq_len: int, packing: str, seed: int
+    ) -> None:
+        self.manifest, self.tokenizer = manifest, tokenizer
+        self.max_seq_len, self.packing, self.seed = max_seq_len, packing, seed
+        self.units, self.validation_units = split_units(manifest)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Travel as what the plan is made of: the list of units can be long."""
+        arguments = (self.manifest, self.tokenizer, self.max_seq_len, self.packing, self.seed)
+        return _rebuild, arguments
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over all that decides the sequence of rows."""
+        content = [
+            self.manifest.hash,
+            self.tokenizer.hash,
+            self.max_seq_len,
+            self.packing,
+            PACKING_VERSION,
+            self.seed,
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def unit(self, position: int) -> Unit:
+        """Give the unit at an absolute position."""
+        epoch, index = divmod(position, len(self.units))
+        return self.units[int(_permutation(self.seed, epoch, len(self.units))[index])]
+
+    def pack(self, position: int) -> PackedUnit:
+        """Read, tokenize and pack the unit at an absolute position: a pure function."""
+        return self.pack_unit(self.unit(position))
+
+    def pack_unit(self, unit: Unit) -> PackedUnit:
+        """Read, tokenize and pack one unit."""
+        bos = np.array([self.tokenizer.bos_id], np.int32)
+        documents = [
+            np.concatenate([bos, self.tokenizer.encode_array(text)])
+            for text in read_documents(self.manifest, unit)
+        ]
+        rows, dropped = pack(documents, self.max_seq_len + 1, self.tokenizer.bos_id, self.packing)
+        return PackedUnit(rows, sum(map(len, documents)), dropped)
+
+    def validation_rows(self, num_rows: int) -> Tokens:
+        """Give the first rows of the validation part, (at most num_rows, T+1)."""
+        rows = np.empty((0, self.max_seq_len + 1), np.int32)
+        for unit in self.validation_units:
+            if len(rows) >= num_rows:
+                break
+            rows = np.concatenate([rows, self.pack_unit(unit).rows])
+        return rows[:num_rows]
+
+    def num_units_for(self, num_rows: int, bytes_per_token: float) -> int:
+        """Estimate, on the safe side, how many units give that many rows."""
+        mean_bytes = sum(unit.num_bytes for unit in self.units) / len(self.units)
+        rows_per_unit = mean_bytes / bytes_per_token / self.max_seq_len
+        return 2 * int(num_rows / rows_per_unit) + min(len(self.units), 1000) + 16
+
+
+def split_units(manifest: Manifest) -> tuple[list[Unit], list[Unit]]:
+    """Give the units for training and those for validation, in the order of the files.
+
+    Raises:
+        DataError: nothing is left for one of the two.
+    """
+    units = list(_units(manifest))
+    if manifest.validation_shard is None:
+        last = max(1, len(units) // 20)
+        training, validation = units[:-last], units[-last:]
+    else:
+        held_out = [shard.path for shard in manifest.shards].index(manifest.validation_shard)
+        training = [unit for unit in units if unit.shard != held_out]
+        validation = [unit for unit in units if unit.shard == held_out]
+    if not training:
+        raise DataError(
+            f"--data {manifest.root} has a single document, so nothing is left to validate on. "
+            "Give more text."
+        )
+    return training, validation
+
+
+def first_units(units: list[Unit], num_bytes: int) -> list[Unit]:
+    """Give the units, in the order of the files, that hold the first `num_bytes` of text."""
+    before = accumulate((unit.num_bytes for unit in units), initial=0)
+    return [unit for unit, start in zip(units, before, strict=False) if start < num_bytes]
+
+
+def _rebuild(
+    manifest: Manifest, tokenizer: Tokenizer, max_seq_len: int, packing: str, seed: int
+) -> DataPlan:
+    return DataPlan(manifest, tokenizer, max_seq_len=max_seq_len, packing=packing, seed=seed)
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, num_units: int) -> npt.NDArray[np.int64]:
+    """Draw the order of the units in an epoch."""
+    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_units)
+
+
+def _units(manifest: Manifest) -> Iterator[Unit]:
+    """Cut each shard into ranges of rows: split large row groups, join small ones."""
+    smallest = manifest.unit_bytes / MIN_UNIT_SHARE
+    for index, shard in enumerate(manifest.shards):
+        start = end = joined = 0
+        for num_rows, num_bytes in shard.row_groups:
+            if joined and joined + num_bytes > manifest.unit_bytes:
+                yield Unit(index, start, end, joined)
+                start, joined = end, 0
+            end, joined = end + num_rows, joined + num_bytes
+            if joined >= smallest:
+                yield from _split(Unit(index, start, end, joined), manifest.unit_bytes)
+                start, joined = end, 0
+        if joined:
+            yield Unit(index, start, end, joined)
+
+
+def _split(unit: Unit, unit_bytes: int) -> Iterator[Unit]:
+    """Cut a range of rows into equal parts of at most `unit_bytes`, as far as single rows allow."""
+    num_rows = unit.end - unit.start
+    parts = min(num_rows, -(-unit.num_bytes // unit_bytes))
+    for i in range(parts):
+        start, end = (unit.start + num_rows * j // parts for j in (i, i + 1))
+        yield Unit(unit.shard, start, end, unit.num_bytes // parts)
+
+
+def read_documents(manifest: Manifest, unit: Unit) -> list[str]:
+    """Read the documents of a unit; empty ones are left out, bytes that are no UTF-8 become U+FFFD.
+
+    Raises:
+        DataError: the shard cannot be read.
+    """
+    shard = manifest.shards[unit.shard]
+    address = f"{manifest.root}/{shard.path}"
+    fs, path = open_location(address)
+    try:
+        with fs.open(path) if not is_local(fs) else pa.memory_map(path) as source:
+            file = pq.ParquetFile(source)
+            first = 0
+            texts: list[bytes | None] = []
+            for group in range(file.num_row_groups):
+                num_rows = file.metadata.row_group(group).num_rows
+                start, end = max(unit.start - first, 0), min(unit.end - first, num_rows)
+                if start < end:
+                    column = file.read_row_group(group, columns=[manifest.text_column]).column(0)
+                    texts += _as_bytes(column.slice(start, end - start))
+                first += num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{address} cannot be read at rows {unit.start} to {unit.end} ({error}). "
+            "Fetch it again."
+        ) from error
+    return [text.decode("utf-8", "replace") for text in texts if text]
+
+
+def _as_bytes(column: pa.ChunkedArray) -> list[bytes | None]:
+    """Give strings as bytes: decoding is ours, because Arrow's would fail on a whole row group."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    binary: list[bytes | None] = column.cast(pa.large_binary()).to_pylist()
+    return binary
