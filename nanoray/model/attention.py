@@ -1,0 +1,86 @@
+"""Causal attention, by the fastest means that the device has.
+
+On GPUs torch's fused kernels; on CPUs with matrix units (AMX) torch's flash kernel. On other CPUs
+that kernel falls back to slow products (measured: docs/measurements.md), and attention goes block
+by block of queries through plain matrix products, which skips most of what the causal mask forbids.
+"""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+BLOCK_QUERIES = 128
+"""Queries per block on CPUs without AMX; 64 and 256 were slower at T=512 (docs/measurements.md)."""
+
+
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None = None, *, in_blocks: bool = False
+) -> Tensor:
+    """Attend to the past: softmax(q k^T / sqrt(E)) v under the causal mask.
+
+    Args:
+        q: (B, H, T, E).
+        k: (B, K, T, E); H is a multiple of K, and each K head serves H/K query heads.
+        v: (B, K, T, E).
+        window: how many earlier tokens each token sees besides itself; None for all.
+        in_blocks: on a CPU, go through plain products, as `blocks_are_faster` says.
+
+    Returns:
+        (B, H, T, E).
+    """
+    if in_blocks and q.device.type == "cpu":
+        return blocked_attention(q, k, v, window)
+    gqa = q.size(1) != k.size(1)
+    if window is not None and window < q.size(2) - 1:
+        mask = causal_mask(0, q.size(2), q.size(2), window, q.device)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+
+
+def fastest_kernels(device: torch.device) -> AbstractContextManager[None]:
+    """Order torch's attention kernels by speed on Hopper, or take the repeatable one if asked to.
+
+    The kernel is chosen when the model is traced, so this stands around a whole forward pass.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    if not torch.are_deterministic_algorithms_enabled():
+        kernels.insert(0, SDPBackend.CUDNN_ATTENTION)
+    context: AbstractContextManager[None] = sdpa_kernel(kernels, set_priority=True)
+    return context
+
+
+def blocks_are_faster() -> bool:
+    """Say whether this CPU lacks the matrix units on which torch's own kernel depends."""
+    return not torch.cpu._is_amx_tile_supported()
+
+
+def causal_mask(
+    start: int, end: int, num_keys: int, window: int | None, device: torch.device
+) -> Tensor:
+    """Give the mask of queries start..end over keys 0..num_keys, (end - start, num_keys) bool."""
+    query = torch.arange(start, end, device=device)[:, None]
+    key = torch.arange(num_keys, device=device)[None, :]
+    allowed = key <= query
+    return allowed if window is None else allowed & (query - key <= window)
+
+
+def blocked_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
+    """Do what `causal_attention` does, by plain products over blocks of queries."""
+    T, E = q.size(2), q.size(3)
+    if q.size(1) != k.size(1):
+        k = k.repeat_interleave(q.size(1) // k.size(1), dim=1)
+        v = v.repeat_interleave(q.size(1) // v.size(1), dim=1)
+    blocks = []
+    for start in range(0, T, BLOCK_QUERIES):
+        end = min(start + BLOCK_QUERIES, T)
+        scores = (q[:, :, start:end] @ k[:, :, :end].transpose(-2, -1)).float() / math.sqrt(E)
+        allowed = causal_mask(start, end, end, window, q.device)
+        weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)  # (B, H, block, end)
+        blocks.append(weights.to(v.dtype) @ v[:, :, :end])  # (B, H, block, E)
+    return torch.cat(blocks, dim=2)
