@@ -1,0 +1,300 @@
+"""States on shared storage: written aside, checksummed, committed by one last act.
+
+    checkpoints/step_000100/{model.safetensors, optimizer-*.safetensors, state.json, manifest.json}
+
+A step counts only when its manifest is there and every file has the size and SHA-256 that stand in
+it. On a filesystem the whole folder is renamed into place; on an object store the manifest is
+written last.
+"""
+
+import json
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fsspec.implementations.local import LocalFileSystem
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nanoray.data.plan import Cursor
+from nanoray.storage import StageFolder, fsync_path, is_local, list_folder, read_json, write_json
+from nanoray.train.checkpoint_files import (
+    CheckpointError,
+    LocalFiles,
+    OptimizerFiles,
+    committed_steps,
+    describe_file,
+    load_weights,
+    step_name,
+)
+from nanoray.train.state import TrainState
+from nanoray.train.world import World
+
+logger = logging.getLogger(__name__)
+
+COMMIT_TIMEOUT_SECONDS = 1800.0
+"""How long rank 0 waits for the files of the other ranks before it gives a checkpoint up."""
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One rank's part of a state, copied off the device."""
+
+    step: int
+    model: dict[str, Tensor] | None
+    """All weights on rank 0, None elsewhere."""
+    optimizer: dict[str, Tensor]
+    starts: dict[str, int]
+    """First row of each optimizer tensor."""
+    state: dict[str, Any]  # Any: JSON
+
+
+class Checkpointer:
+    """Saves states of a stage, in a thread behind the training loop, and restores them."""
+
+    def __init__(
+        self,
+        folder: StageFolder,
+        world: World,
+        *,
+        attempt: int,
+        facts: dict[str, Any],  # Any: JSON
+        keep_last: int = 3,
+        keep_every: int | None = None,
+    ) -> None:
+        """Open the checkpoints of a stage.
+
+        Args:
+            folder: the stage's.
+            world: this rank among those that save together.
+            attempt: number of this start; a group with an older one can commit nothing any more.
+            facts: what else state.json says: model config, hashes, versions.
+            keep_last: how many of the newest steps stay.
+            keep_every: steps that are a multiple of it stay as well.
+        """
+        self.folder, self.fs, self.world = folder, folder.fs, world
+        self.attempt, self.facts = attempt, facts
+        self.keep_last, self.keep_every = keep_last, keep_every
+        self._host: dict[str, Tensor] = {}
+        self._writer: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, state: TrainState, before_commit: Callable[[], None] = lambda: None) -> None:
+        """Copy the state off the device and write it in the background.
+
+        Waits for the write before it, and raises the error with which that one ended.
+
+        Args:
+            state: copied before this returns.
+            before_commit: called on rank 0 before the step becomes visible.
+        """
+        self.wait()
+        snapshot = self._copy(state)
+        self._writer = threading.Thread(
+            target=self._run, args=(snapshot, before_commit), name="checkpoint"
+        )
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Wait until the last write is committed.
+
+        Raises:
+            CheckpointError: it could not be.
+        """
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _copy(self, state: TrainState) -> Snapshot:
+        """Copy what this rank saves into host memory that is used again for the next save."""
+        pieces = state.optimizer.slices()
+        tensors = {f"optimizer/{piece.name}": piece.tensor for piece in pieces}
+        if self.world.rank == 0:
+            tensors |= {f"model/{name}": p.data for name, p in state.model.named_parameters()}
+        on_gpu = self.world.device.type == "cuda"
+        for name, tensor in tensors.items():
+            if name not in self._host:
+                self._host[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu)
+            self._host[name].copy_(tensor, non_blocking=on_gpu)
+        if on_gpu:
+            torch.cuda.synchronize()
+        model = {name[6:]: host for name, host in self._host.items() if name.startswith("model/")}
+        optimizer = {
+            name[10:]: host for name, host in self._host.items() if name.startswith("optimizer/")
+        }
+        return Snapshot(
+            step=state.step,
+            model=model or None,
+            optimizer=optimizer,
+            starts={piece.name: piece.start for piece in pieces},
+            state={
+                "step": state.step,
+                "tokens": state.tokens,
+                "cursor": [state.cursor.position, state.cursor.row],
+                "world_size": self.world.world_size,
+                **self.facts,
+            },
+        )
+
+    def _run(self, snapshot: Snapshot, before_commit: Callable[[], None]) -> None:
+        """Write one snapshot, and keep the error for the training loop."""
+        try:
+            began = time.perf_counter()
+            self._write(snapshot, before_commit)
+            if self.world.rank == 0:
+                seconds = time.perf_counter() - began
+                logger.info("saved step %d to %s in %.1f s", snapshot.step, self.folder, seconds)
+        except BaseException as error:  # raised again by `wait` in the training loop
+            self._error = error
+
+    def _write(self, snapshot: Snapshot, before_commit: Callable[[], None]) -> None:
+        """Write this rank's files, and on rank 0 commit when all ranks have theirs."""
+        rank, world_size = self.world.rank, self.world.world_size
+        aside = self._aside(snapshot.step)
+        # On an object store the files of a step have one place, and writing there would damage what
+        # a newer group has committed.
+        self._check_attempt(aside, snapshot.step)
+        self.fs.makedirs(aside, exist_ok=True)
+        optimizer_file = f"optimizer-{rank:05d}-of-{world_size:05d}.safetensors"
+        files = {
+            optimizer_file: self._write_tensors(
+                aside, optimizer_file, snapshot.optimizer, snapshot.starts
+            )
+        }
+        if snapshot.model is not None:
+            files["model.safetensors"] = self._write_tensors(
+                aside, "model.safetensors", snapshot.model, {}
+            )
+            write_json(self.fs, f"{aside}/state.json", snapshot.state)
+            files["state.json"] = describe_file(self.fs, f"{aside}/state.json")
+        write_json(
+            self.fs, f"{aside}/rank-{rank:05d}.json", {"attempt": self.attempt, "files": files}
+        )
+        if rank == 0:
+            files = self._gather_files(aside, snapshot.step)
+            before_commit()
+            self._commit(aside, snapshot.step, files)
+            self._prune()
+
+    def _aside(self, step: int) -> str:
+        """Name the folder in which a step is written before it counts."""
+        if is_local(self.fs):
+            return self.folder.path("checkpoints", f".{step_name(step)}.attempt-{self.attempt:04d}")
+        return self.folder.path("checkpoints", step_name(step))
+
+    def _write_tensors(
+        self, folder: str, name: str, tensors: dict[str, Tensor], starts: dict[str, int]
+    ) -> dict[str, Any]:  # Any: JSON
+        """Write one safetensors file, flushed to the disk; gives its size and checksum."""
+        # One entry: safetensors writes several in a random order, and equal states should have
+        # equal files.
+        metadata = {"starts": json.dumps(starts)}
+        if is_local(self.fs):
+            save_file(tensors, f"{folder}/{name}", metadata)
+            fsync_path(f"{folder}/{name}")
+            return describe_file(self.fs, f"{folder}/{name}")
+        with tempfile.TemporaryDirectory() as local:
+            save_file(tensors, f"{local}/{name}", metadata)
+            self.fs.put_file(f"{local}/{name}", f"{folder}/{name}")
+            return describe_file(LocalFileSystem(), f"{local}/{name}")
+
+    def _gather_files(self, aside: str, step: int) -> dict[str, Any]:  # Any: JSON
+        """Wait for the file lists of all ranks and join them."""
+        files: dict[str, Any] = {}
+        deadline = time.monotonic() + COMMIT_TIMEOUT_SECONDS
+        for rank in range(self.world.world_size):
+            path = f"{aside}/rank-{rank:05d}.json"
+            while (found := read_json(self.fs, path)) is None or found["attempt"] != self.attempt:
+                if time.monotonic() > deadline:
+                    raise CheckpointError(
+                        aside,
+                        f"rank {rank} did not write its part of step {step}.",
+                        "Look at its log.",
+                    )
+                time.sleep(POLL_SECONDS)
+            files |= found["files"]
+        return files
+
+    def _check_attempt(self, aside: str, step: int) -> None:
+        """Raise a CheckpointError if a newer group of workers has taken over."""
+        newest = int(self.folder.run.read_state().get("attempt", 0))
+        if newest > self.attempt:
+            raise CheckpointError(
+                aside,
+                f"attempt {newest} has replaced attempt {self.attempt}; step {step} is not saved.",
+                "Nothing to do: the newer attempt goes on.",
+            )
+
+    def _commit(self, aside: str, step: int, files: dict[str, Any]) -> None:  # Any: JSON
+        """Make a step count, unless a newer group of workers has taken over."""
+        self._check_attempt(aside, step)
+        manifest = {"step": step, "attempt": self.attempt, "files": files}
+        write_json(self.fs, f"{aside}/manifest.json", manifest)
+        for rank in range(self.world.world_size):
+            self.fs.rm_file(f"{aside}/rank-{rank:05d}.json")
+        if is_local(self.fs):  # elsewhere the manifest was the last act
+            fsync_path(aside)
+            os.rename(aside, self.folder.path("checkpoints", step_name(step)))
+            fsync_path(self.folder.path("checkpoints"))
+
+    def _prune(self) -> None:
+        """Delete steps that need not be kept, and what dead attempts left half written."""
+        steps = committed_steps(self.folder)
+        for step in steps[: -self.keep_last]:
+            if not (self.keep_every and step % self.keep_every == 0):
+                self._delete(step)
+        for name in self._leftovers(steps):
+            self.fs.rm(self.folder.path("checkpoints", name), recursive=True)
+
+    def _delete(self, step: int) -> None:
+        """Delete a step; a kill in between leaves no half of it that counts."""
+        path = self.folder.path("checkpoints", step_name(step))
+        if is_local(self.fs):
+            os.rename(path, self._aside(step))
+            path = self._aside(step)
+        else:
+            self.fs.rm_file(f"{path}/manifest.json")
+        self.fs.rm(path, recursive=True)
+
+    def _leftovers(self, committed: list[int]) -> list[str]:
+        """Name the folders that dead attempts left half written or half deleted."""
+        names = list_folder(self.fs, self.folder.path("checkpoints"))
+        if is_local(self.fs):
+            hidden = [name for name in names if name.startswith(".step_")]
+            return [name for name in hidden if int(name.rpartition("-")[2]) < self.attempt]
+        # Only before the newest step: other ranks may be writing the next one already.
+        steps = [int(name[5:]) for name in names if name[:5] == "step_" and name[5:].isdigit()]
+        return [step_name(n) for n in steps if n < committed[-1] and n not in committed]
+
+    def restore(self, state: TrainState, step: int) -> None:
+        """Load a verified step, which any number of ranks may have saved, into a state.
+
+        Raises:
+            CheckpointError: it was saved with another model, tokenizer or data plan.
+        """
+        path = self.folder.path("checkpoints", step_name(step))
+        saved = read_json(self.fs, f"{path}/state.json") or {}
+        # Only the manifest's files: on an object store a dead group may have left others beside.
+        manifest = read_json(self.fs, f"{path}/manifest.json") or {"files": {}}
+        differing = [name for name, value in self.facts.items() if saved.get(name) != value]
+        if differing:
+            raise CheckpointError(
+                path, f"it was saved with another {', '.join(differing)}.", "Use that one."
+            )
+        with LocalFiles(self.fs, path) as files:
+            load_weights(state.model, files.path("model.safetensors"))
+            names = [name for name in manifest["files"] if name.startswith("optimizer-")]
+            with OptimizerFiles([files.path(name) for name in names]) as optimizer:
+                state.optimizer.load(optimizer.read)
+        state.step, state.tokens = int(saved["step"]), int(saved["tokens"])
+        state.cursor = Cursor(*saved["cursor"])

@@ -1,0 +1,50 @@
+"""What a device can do: its number format for training, and the most it could compute."""
+
+import time
+
+import torch
+
+from nanoray.model.scaling import gpu_peak_flops
+
+MEASURED_SIZE = 1024
+MEASURED_REPEATS = 8
+
+
+def training_dtype(device: torch.device) -> torch.dtype:
+    """Give bf16 where the hardware multiplies it, else fp32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Give the FLOP/s against which utilization is counted.
+
+    For a known GPU its data sheet (bf16); for all else the best of a few large matrix products.
+    """
+    if device.type == "cuda" and dtype == torch.bfloat16:
+        known = gpu_peak_flops(torch.cuda.get_device_name(device))
+        if known is not None:
+            return known
+    a = torch.randn(MEASURED_SIZE, MEASURED_SIZE, device=device).to(dtype)
+    best = 0.0
+    for _ in range(MEASURED_REPEATS):
+        began = time.perf_counter()
+        (a @ a).sum().item()
+        best = max(best, 2 * MEASURED_SIZE**3 / (time.perf_counter() - began))
+    return best
+
+
+def can_compile(device: torch.device) -> bool:
+    """Say whether torch.compile can work here: on a CPU it needs a C++ compiler."""
+    if device.type == "cuda":
+        return True
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True

@@ -1,0 +1,137 @@
+"""The one training loop: steps, checkpoints, validation; retrying is somebody else's."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nanoray.data.batches import StepRows
+from nanoray.metrics import MetricsLogger
+from nanoray.train.checkpoint import Checkpointer
+from nanoray.train.schedule import Schedule
+from nanoray.train.state import TrainState
+from nanoray.train.step import StepResult, train_step
+from nanoray.train.validation import Validation
+from nanoray.train.world import World, all_reduce_sum
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """What the loop needs to know, every value decided."""
+
+    schedule: Schedule
+    device_batch_size: int
+    """Rows per forward pass of one rank."""
+    save_every: int
+    validate_every: int
+    flops_per_token: float
+    """For forward and backward, from `model.scaling`."""
+    peak_flops: float
+    """Of one rank's device per second, in the compute dtype."""
+    is_empty: Callable[[int], bool]
+    """Says whether the unit at a position gives no row."""
+
+    @property
+    def num_steps(self) -> int:
+        """Updates in the whole run."""
+        return self.schedule.num_steps
+
+
+def train(  # noqa: PLR0913, PLR0917 (the seven things that training is made of)
+    state: TrainState,
+    steps: Iterator[StepRows],
+    validation: Validation,
+    config: LoopConfig,
+    world: World,
+    checkpointer: Checkpointer,
+    metrics: MetricsLogger,
+) -> None:
+    """Train until `config.num_steps` updates are made.
+
+    Args:
+        state: where the run stands; changed in place.
+        steps: this rank's rows of step after step, beginning at `state.cursor`.
+        validation: what bits per byte are measured on.
+        config: how long, how often, how large.
+        world: this rank among the others.
+        checkpointer: where states are saved.
+        metrics: where each step is written down.
+    """
+    if validation_is_missing(state.step, config, world, metrics):
+        metrics.amend({"validation/bits_per_byte": validation.bits_per_byte(state.model)})
+    try:
+        while state.step < config.num_steps:
+            result = train_step(
+                state,
+                next(steps),
+                config.schedule,
+                world,
+                device_batch_size=config.device_batch_size,
+                is_empty=config.is_empty,
+            )
+            metrics.record(step_values(result, state, config, world), ledger_entry(result, state))
+            last = state.step == config.num_steps
+            # Saved before validating: a validation that fails must not cost the run. On a
+            # preemption notice we save and go on, because Ray takes a clean return for the end of
+            # the run.
+            if world.leaving_soon(state.step) or state.step % config.save_every == 0 or last:
+                began = time.perf_counter()
+                checkpointer.save(state, before_commit=metrics.flush)
+                metrics.amend({"checkpoint/stall_seconds": time.perf_counter() - began})
+            if state.step % config.validate_every == 0 or last:
+                began = time.perf_counter()
+                metrics.amend({"validation/bits_per_byte": validation.bits_per_byte(state.model)})
+                metrics.amend({"validation/seconds": time.perf_counter() - began})
+            if world.rank == 0:
+                world.report(state.step, metrics.last)
+    finally:
+        checkpointer.wait()  # also after an error: this process may be ended at once
+    metrics.flush()
+
+
+def validation_is_missing(
+    step: int, config: LoopConfig, world: World, metrics: MetricsLogger
+) -> bool:
+    """Say whether the run was cut off after saving this step and before validating it.
+
+    A collective: rank 0 alone has the logs, and all must validate or none.
+    """
+    due = step > 0 and (step % config.validate_every == 0 or step == config.num_steps)
+    missing = due and metrics.restored_last.get("validation/bits_per_byte") is None
+    votes = torch.tensor(float(missing and world.rank == 0), device=world.device)
+    return bool(all_reduce_sum(votes).item())
+
+
+def step_values(
+    result: StepResult, state: TrainState, config: LoopConfig, world: World
+) -> dict[str, Any]:  # Any: JSON
+    """Give what metrics.jsonl says of a step."""
+    tokens_per_second = result.num_targets / result.seconds
+    peak = config.peak_flops * world.world_size
+    return {
+        "step": state.step,
+        "tokens": state.tokens,
+        "train/loss": result.loss,
+        "train/grad_norm": result.grad_norm,
+        "train/lr_multiplier": config.schedule.lr_multiplier(state.step - 1),
+        "train/tokens_per_second": tokens_per_second,
+        "train/mfu": tokens_per_second * config.flops_per_token / peak,
+        "train/step_seconds": result.seconds,
+        "train/data_wait_seconds": result.data_wait_seconds,
+        "data/position": state.cursor.position,
+        "data/row": state.cursor.row,
+        "time": time.time(),
+    }
+
+
+def ledger_entry(result: StepResult, state: TrainState) -> dict[str, Any]:  # Any: JSON
+    """Give what ledger.jsonl says of a step: the same for any number of workers and block size."""
+    return {
+        "step": state.step,
+        "first": [result.first.position, result.first.row],
+        "next": [state.cursor.position, state.cursor.row],
+        "targets": result.num_targets,
+        "rows": result.rows_hash,
+    }

@@ -1,0 +1,51 @@
+"""Bits per byte on held-out rows: comparable between tokenizers, on any number of ranks."""
+
+import math
+
+import numpy as np
+import torch
+
+from nanoray.data.packing import Tokens
+from nanoray.model.gpt import GPT
+from nanoray.text.chat import IGNORE_INDEX
+from nanoray.train.world import World, all_reduce_sum
+
+
+class Validation:
+    """A fixed set of rows, this rank's share of them held ready."""
+
+    def __init__(
+        self, rows: Tokens, token_lengths: Tokens, world: World, device_batch_size: int
+    ) -> None:
+        """Take this rank's share of all rows, (num_rows, T+1).
+
+        Args:
+            rows: the same on every rank.
+            token_lengths: raw bytes of each token, (V,); 0 for special tokens, which are left out.
+            world: rank r takes the rows r, r + W, ...
+            device_batch_size: rows per forward pass.
+        """
+        self.world = world
+        mine = rows[world.rank :: world.world_size]
+        padding = -len(mine) % device_batch_size if len(mine) else device_batch_size
+        # Padded to whole batches, because another shape would be compiled for itself.
+        targets = np.pad(mine[:, 1:], ((0, padding), (0, 0)), constant_values=IGNORE_INDEX)
+        inputs = np.pad(mine[:, :-1], ((0, padding), (0, 0)))
+        self.inputs = torch.from_numpy(inputs).split(device_batch_size)
+        self.targets = torch.from_numpy(targets).split(device_batch_size)
+        self.token_lengths = torch.from_numpy(token_lengths).to(world.device)
+
+    def bits_per_byte(self, model: GPT) -> float:
+        """Compute nats / (ln 2 * bytes) over all targets that stand for bytes (nanochat 5.1)."""
+        totals = torch.zeros(2, dtype=torch.float64, device=self.world.device)  # nats, bytes
+        for inputs, targets in zip(self.inputs, self.targets, strict=True):
+            ids = inputs.to(self.world.device).long()
+            wanted = targets.to(self.world.device).long()
+            losses = model.token_losses(ids, wanted)
+            num_bytes = torch.where(
+                wanted != IGNORE_INDEX, self.token_lengths[wanted.clamp(min=0)], 0
+            )
+            totals[0] += losses[num_bytes > 0].double().sum()
+            totals[1] += num_bytes.sum()
+        nats, num_bytes_total = all_reduce_sum(totals).tolist()
+        return nats / (math.log(2) * num_bytes_total) if num_bytes_total else math.inf

@@ -1,0 +1,91 @@
+"""Where this process stands among those that train together."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class World(Protocol):
+    """What the training loop may ask of its surroundings."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def report(self, step: int, values: dict[str, Any]) -> None:
+        """Tell whoever watches how far the run is; called by rank 0 after each step."""
+
+    def leaving_soon(self, step: int) -> bool:
+        """Say whether a node of the group is about to be taken away.
+
+        A collective: every rank asks at the same step, and all get the same answer.
+        """
+
+
+class LocalWorld:
+    """One process on one device, without a cluster."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+
+    def report(self, step: int, values: dict[str, Any]) -> None:
+        """Nobody watches; metrics.jsonl has everything."""
+
+    def leaving_soon(self, step: int) -> bool:
+        """Say no: nobody takes a single machine away."""
+        return False
+
+
+class Pending:
+    """A collective under way; `wait` returns when its result may be read."""
+
+    def __init__(self, work: Any) -> None:  # Any: torch's Work has no public type
+        self._work = work
+
+    def wait(self) -> None:
+        """Wait for the collective; on a GPU, make the current stream wait."""
+        if self._work is not None:
+            self._work.wait()
+
+
+def is_distributed() -> bool:
+    """Say whether torch's process group is there, be it of one rank."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def _either(new: str, old: str) -> Callable[..., Any]:
+    """Give a collective by its name since torch 2.13, or by the one before."""
+    return getattr(dist, new, None) or getattr(dist, old)
+
+
+def reduce_scatter_sum(total: Tensor, parts: Tensor) -> Pending:
+    """Sum `parts`, (world_size * n, ...), over the ranks; rank r gets the r-th n rows."""
+    if not is_distributed():
+        total.copy_(parts)
+        return Pending(None)
+    return Pending(
+        _either("reduce_scatter_single", "reduce_scatter_tensor")(total, parts, async_op=True)
+    )
+
+
+def all_gather(gathered: Tensor, part: Tensor) -> Pending:
+    """Fill `gathered`, (world_size * n, ...), with every rank's `part`, which may lie inside it."""
+    if not is_distributed():
+        gathered.copy_(part)
+        return Pending(None)
+    return Pending(
+        _either("all_gather_single", "all_gather_into_tensor")(gathered, part, async_op=True)
+    )
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """Sum a tensor over all ranks, in place."""
+    if is_distributed():
+        dist.all_reduce(values)
+    return values

@@ -1,0 +1,52 @@
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanoray.train.device import can_compile, peak_flops, training_dtype
+from tests.train.ranks import process_context
+
+CPU = torch.device("cpu")
+CPU_FACTS = Path("/proc/cpuinfo")
+
+
+@pytest.mark.skipif(not CPU_FACTS.exists(), reason="only Linux says what its CPU can do")
+def test_a_cpu_trains_in_bf16_only_where_it_multiplies_it():
+    flags = set(CPU_FACTS.read_text().split())
+
+    dtype = training_dtype(CPU)
+
+    multiplies_bf16 = bool(flags & {"avx512_bf16", "amx_tile"})
+    assert dtype == (torch.bfloat16 if multiplies_bf16 else torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_peak_of_a_cpu_is_one_that_a_computer_can_have(dtype):
+    flops = peak_flops(CPU, dtype)
+
+    assert 1e8 < flops < 1e15
+
+
+def compiles_with(compiler: str) -> bool:
+    os.environ["CXX"] = compiler
+    return can_compile(CPU)
+
+
+@pytest.mark.parametrize("compiler", ["/nonexistent/c++", "/bin/false"])
+def test_a_cpu_without_a_compiler_that_runs_cannot_compile(compiler):
+    # torch reads CXX once, so each compiler needs a process of its own.
+    with ProcessPoolExecutor(1, mp_context=process_context()) as process:
+        found = process.submit(compiles_with, compiler).result()
+
+    assert found is False
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="this machine has no g++")
+def test_a_cpu_with_a_compiler_can_compile():
+    with ProcessPoolExecutor(1, mp_context=process_context()) as process:
+        found = process.submit(compiles_with, "g++").result()
+
+    assert found is True
