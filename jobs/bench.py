@@ -1,0 +1,32 @@
+"""Measure how fast things are; the last line is JSON.
+
+python jobs/bench.py train --depth 4
+python jobs/bench.py stream
+python jobs/bench.py tokenizer --data FOLDER
+"""
+
+from typing import Annotated
+
+import tyro
+
+from nanoray.config import run_job
+from nanoray.ops.bench_stream import StreamBench, bench_stream
+from nanoray.ops.bench_tokenizer import TokenizerBench, bench_tokenizer
+from nanoray.ops.bench_train import TrainBench, bench_train
+
+Bench = (
+    Annotated[TrainBench, tyro.conf.subcommand("train")]
+    | Annotated[StreamBench, tyro.conf.subcommand("stream")]
+    | Annotated[TokenizerBench, tyro.conf.subcommand("tokenizer")]
+)
+
+
+def bench(config: TrainBench | StreamBench | TokenizerBench) -> str:
+    """Run the benchmark that was chosen."""
+    if isinstance(config, TrainBench):
+        return bench_train(config)
+    return bench_stream(config) if isinstance(config, StreamBench) else bench_tokenizer(config)
+
+
+if __name__ == "__main__":
+    run_job(Bench, bench)

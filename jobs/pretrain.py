@@ -1,0 +1,15 @@
+"""Pretrain a base model.
+
+    python jobs/pretrain.py --run demo
+    ray job submit --working-dir . -- python jobs/pretrain.py --run d34 --depth 34
+    --tokens-per-param 40
+
+The same command goes on where an earlier start of the run stopped.
+"""
+
+from nanoray.config import run_job
+from nanoray.stages.pretrain import pretrain
+from nanoray.stages.pretrain_config import PretrainConfig
+
+if __name__ == "__main__":
+    run_job(PretrainConfig, pretrain)

@@ -1,0 +1,162 @@
+"""The Ray cluster that a job talks to: how it is found, and what it has.
+
+Workers are started on it by `cluster.py`.
+"""
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import ray
+from ray._private import services
+
+from nanoray.config import InputError, RunConfig, worker_range
+from nanoray.data.feed import STREAM_CPUS
+
+LOCAL_OBJECT_STORE_BYTES = 2**30
+"""Blocks under way need a few megabytes; Ray would take a third of the memory."""
+LEAST_CPUS_PER_WORKER = 0.1
+GPU_WORKER_CPUS = 8.0
+
+
+class NotEnoughResourcesError(InputError):
+    """The cluster cannot hold the workers that were asked for."""
+
+
+def connect() -> None:
+    """Connect to RAY_ADDRESS or to what `ray start` left running here, or start a local cluster.
+
+    Raises:
+        InputError: the cluster does not take our token.
+    """
+    if ray.is_initialized():
+        return
+    # Ray Data tells of each execution; a run says itself what it does.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    quiet: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+    }  # Any: ray.init's
+    address = os.environ.get("RAY_ADDRESS") or started_cluster()
+    if address is None:
+        # A run has a dozen small processes; with the default, the number of CPUs, Ray warns of each
+        # few.
+        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+        # Nobody takes this machine away, and one process less starts sooner.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        ray.init(
+            address="local",
+            num_cpus=max(2, os.cpu_count() or 1),
+            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+            dashboard_host="127.0.0.1",
+            **quiet,
+        )
+        return
+    try:
+        ray.init(address=address, **quiet)
+    except ray.exceptions.AuthenticationError as error:
+        raise InputError(
+            f"The Ray cluster at {address} did not take the token of this machine. Copy the head's "
+            "~/.ray/auth_token here; for a cluster without tokens, set RAY_AUTH_MODE=disabled."
+        ) from error
+    except ConnectionError as error:
+        raise InputError(
+            f"No Ray cluster answers at {address}. Start one, or unset RAY_ADDRESS to work here."
+        ) from error
+
+
+def started_cluster() -> str | None:
+    """Give the address of the cluster that the last `ray start` on this machine left running.
+
+    A cluster that another driver started for itself is left alone: it would end with that driver.
+    """
+    address: str | None = services.find_bootstrap_address(None)
+    return address if address in services.find_gcs_addresses() else None
+
+
+def launch_folder() -> str:
+    """Give the folder against which relative paths are meant.
+
+    A job with an uploaded working folder runs in a temporary copy of it; what it writes there would
+    be lost. It writes where `ray start --head` was called, as a job without an upload does.
+
+    Raises:
+        InputError: this is such a job, and the head's folder cannot be found.
+    """
+    here = os.getcwd()
+    if "/runtime_resources/working_dir_files/" not in here:
+        return here
+    for process in psutil.Process().parents():
+        if process.name().startswith("raylet"):
+            return process.cwd()
+    raise InputError(
+        f"A job in the temporary folder {here} needs an absolute --storage, or an address."
+    )
+
+
+def absolute_address(address: str) -> str:
+    """Make a local path absolute; addresses with a protocol stay."""
+    return (
+        address if "://" in address else os.path.join(launch_folder(), os.path.expanduser(address))
+    )
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the workers of a run are and take."""
+
+    num_workers: tuple[int, int]
+    """Least and most."""
+    use_gpu: bool
+    cpus_per_worker: float
+    """Logical, reserved by Ray."""
+    threads_per_worker: int
+    """Of the CPU kernels; the result of a run on CPUs depends on it in the last bits."""
+    num_readers: int
+    """Units that are read at a time."""
+
+
+def choose_resources(config: RunConfig) -> Resources:
+    """Decide how many workers there are and what each one takes, from what the cluster has.
+
+    Raises:
+        NotEnoughResourcesError: more workers than the cluster holds, or no CPU left for Ray Data.
+    """
+    have = cluster_total()
+    use_gpu = have["GPU"] >= 1
+    cpus, gpus = have["CPU"], int(have["GPU"])
+    low, high = worker_range(config.num_workers) or ((gpus, gpus) if use_gpu else (1, 1))
+    if use_gpu and low > gpus:
+        raise NotEnoughResourcesError(
+            f"--num-workers {config.num_workers} needs {low} GPUs, and the cluster has {gpus}. "
+            f"Give --num-workers {gpus}, or add nodes."
+        )
+    wanted = config.cpus_per_worker
+    if wanted is None:
+        share = (cpus - STREAM_CPUS) / high
+        wanted = min(GPU_WORKER_CPUS, share) if use_gpu else share
+        wanted = math.floor(wanted * 100) / 100
+    if wanted < LEAST_CPUS_PER_WORKER or low * wanted + STREAM_CPUS > cpus:
+        least = config.cpus_per_worker or LEAST_CPUS_PER_WORKER
+        fitting = int((cpus - STREAM_CPUS) / least)
+        raise NotEnoughResourcesError(
+            f"{high} workers of {max(wanted, least):g} CPUs and Ray Data with {STREAM_CPUS:g} need "
+            f"{high * max(wanted, least) + STREAM_CPUS:g} CPUs, and the cluster has {cpus:g}. "
+            + (f"Give --num-workers {fitting} at most" if fitting else "Give the cluster more CPUs")
+            + (", or fewer --cpus-per-worker." if config.cpus_per_worker else ".")
+        )
+    threads = config.threads_per_worker or max(1, int(GPU_WORKER_CPUS if use_gpu else cpus) // high)
+    free = cpus - high * wanted - 1
+    return Resources((low, high), use_gpu, wanted, threads, max(1, min(int(free), 2 * high)))
+
+
+def cluster_total() -> dict[str, float]:
+    """Give the CPUs and GPUs that the cluster has, or has at its autoscaler's maximum."""
+    most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
+    now = ray.cluster_resources()
+    return {
+        name: max(float(now.get(name, 0)), float(most.get(name) or 0)) for name in ("CPU", "GPU")
+    }

@@ -1,0 +1,1 @@
+"""What is done around the stages: fetching data, and all that a run needs before and after."""

@@ -1,0 +1,144 @@
+"""What a run will be, before any GPU is touched: size, length, memory, disk, time and money."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import tyro
+
+from nanoray.config import InputError, require_positive, worker_range
+from nanoray.data.datasets import BYTES_PER_TOKEN, DATASETS, shards_for
+from nanoray.model.memory import memory_per_gpu
+from nanoray.model.scaling import flops_per_token, gpu_peak_flops, num_parameters
+from nanoray.progress import duration
+from nanoray.stages.pretrain_config import (
+    PretrainConfig,
+    budget,
+    checkpoint_bytes,
+    decide,
+    model_config,
+    rates,
+    rows_per_step,
+)
+
+DEFAULT_DATASET = "fineweb-edu"
+GPUS_PER_NODE = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """Say what a pretraining run will take; the flags are those of jobs/pretrain.py."""
+
+    pretrain: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(
+        default_factory=PretrainConfig
+    )
+    """The run that is planned."""
+    gpu: str = "h100"
+    """Kind of GPU, by its name: h100, h200, a100, b200, ..."""
+    mfu: float = 0.474
+    """Model FLOPs utilization that is expected; d34 had 0.474 on H100."""
+    dollars_per_gpu_hour: float = 3.0
+    """Price."""
+    json: bool = False
+    """Print JSON only."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mfu <= 1:
+            raise InputError(f"--mfu {self.mfu} is not a utilization. Give a number from 0 to 1.")
+        require_positive("dollars_per_gpu_hour", self.dollars_per_gpu_hour, least=0)
+
+
+def plan(config: PlanConfig) -> str:
+    """Work out the plan, as text or JSON.
+
+    Raises:
+        InputError: numbers that do not fit together, or a GPU whose speed is not known.
+    """
+    peak = gpu_peak_flops(config.gpu)
+    if peak is None:
+        raise InputError(
+            f"--gpu {config.gpu} is not in the table. Give h100, h200, a100, b200, l40s ..."
+        )
+    decided = decide(config.pretrain, on_gpu=True, dtype="bfloat16")
+    facts = plan_facts(decided, config, peak)
+    return json.dumps(facts, indent=1) if config.json else as_text(facts)
+
+
+def plan_facts(run: PretrainConfig, config: PlanConfig, peak: float) -> dict[str, Any]:  # Any: JSON
+    """Give every number of the plan."""
+    model = model_config(run)
+    length = budget(run, model)
+    _, workers = worker_range(run.num_workers) or (GPUS_PER_NODE, GPUS_PER_NODE)
+    rows = rows_per_step(run)
+    assert run.device_batch_size, "decided"
+    microbatches = rows // run.device_batch_size
+    memory = memory_per_gpu(model, min(run.device_batch_size, -(-rows // workers)), workers)
+    seconds = length.flops / (config.mfu * peak * workers)
+    lr = rates(run, model)
+    dataset = run.data if run.data in DATASETS else DEFAULT_DATASET
+    shards = shards_for(DATASETS[dataset], length.tokens * BYTES_PER_TOKEN)
+    assert run.save_every, "decided"
+    return {
+        "depth": model.num_layers,
+        "model_dim": model.model_dim,
+        "num_heads": model.num_heads,
+        "head_dim": model.head_dim,
+        "vocab_size": model.vocab_size,
+        "max_seq_len": model.max_seq_len,
+        "parameters": num_parameters(model),
+        "flops_per_token": flops_per_token(model),
+        "total_batch_tokens": run.total_batch_tokens,
+        "num_steps": length.num_steps,
+        "tokens": length.tokens,
+        "tokens_per_param": length.tokens_per_param,
+        "total_flops": length.flops,
+        "num_workers": workers,
+        "device_batch_size": run.device_batch_size,
+        "microbatches_per_step": microbatches,
+        "microbatches_per_worker": math.ceil(microbatches / workers),
+        "learning_rates": dataclasses.asdict(lr),
+        "memory_per_gpu_bytes": {**dataclasses.asdict(memory), "total": memory.total},
+        "checkpoint_bytes": checkpoint_bytes(model),
+        "checkpoints_kept_bytes": checkpoint_bytes(model) * (run.keep_last + 1),
+        "save_every": run.save_every,
+        "gpu": config.gpu,
+        "mfu": config.mfu,
+        "tokens_per_second": length.tokens / seconds,
+        "seconds_per_step": seconds / length.num_steps,
+        "hours": seconds / 3600,
+        "dollars": seconds / 3600 * workers * config.dollars_per_gpu_hour,
+        "dataset": dataset,
+        "data_shards": len(shards),
+        "data_bytes": len(shards) * DATASETS[dataset].file_bytes_per_shard,
+    }
+
+
+def as_text(facts: dict[str, Any]) -> str:  # Any: JSON
+    """Write the plan for a person."""
+    memory = facts["memory_per_gpu_bytes"]
+    lr = facts["learning_rates"]
+    parts = "\n".join(
+        f"    {name.replace('_', ' '):<18} {size / 2**30:8.2f} GiB" for name, size in memory.items()
+    )
+    return f"""\
+model      depth {facts["depth"]}: width 64 x depth = {facts["model_dim"]}, \
+{facts["num_heads"]} heads of {facts["head_dim"]}, {facts["vocab_size"]:,} ids
+           {facts["parameters"]:,} parameters, {facts["flops_per_token"]:.6e} FLOPs per token
+rates      matrices {lr["matrix"]:g}, embedding {lr["embedding"]:.6g}, unembedding \
+{lr["unembedding"]:.6g} (x (width / 768)^-0.5)
+length     {facts["num_steps"]:,} steps of {facts["total_batch_tokens"]:,} tokens = \
+{facts["tokens"]:,} tokens, {facts["tokens_per_param"]:.4g} per parameter
+           {facts["total_flops"]:.6e} FLOPs
+step       {facts["microbatches_per_step"]} microbatches of {facts["device_batch_size"]} rows of \
+{facts["max_seq_len"]}: {facts["microbatches_per_worker"]} on each of {facts["num_workers"]} workers
+memory     per GPU, at the peak of a step (estimated):
+{parts}
+disk       {facts["checkpoint_bytes"] / 1e9:.1f} GB per checkpoint, \
+{facts["checkpoints_kept_bytes"] / 1e9:.1f} GB for those kept, one every {facts["save_every"]} steps
+data       {facts["data_shards"]:,} shards of {facts["dataset"]}, {facts["data_bytes"] / 1e9:.0f} GB
+time       {duration(facts["hours"] * 3600)} at {100 * facts["mfu"]:.1f} % MFU on \
+{facts["num_workers"]} {facts["gpu"]}: {facts["tokens_per_second"]:,.0f} tokens/s, \
+{facts["seconds_per_step"]:.3g} s per step
+cost       ${facts["dollars"]:,.0f}"""

@@ -1,0 +1,350 @@
+"""Pretraining as one function: prepare on the driver, train on the cluster, report."""
+
+import dataclasses
+import logging
+import lzma
+import shlex
+import statistics
+import sys
+import time
+
+import ray
+import torch
+
+from nanoray import cluster, connection
+from nanoray.config import InputError, continue_config, from_json, to_json
+from nanoray.data.blocks import layout_for
+from nanoray.data.datasets import BYTES_PER_TOKEN, DATASETS, resolve_data
+from nanoray.data.feed import start_pacer
+from nanoray.data.manifest import Manifest, check_unchanged, find_shards, make_manifest
+from nanoray.data.plan import DataPlan, read_documents
+from nanoray.metrics import read_metrics
+from nanoray.model.scaling import flops_per_token, num_parameters
+from nanoray.progress import RunDisplay, duration
+from nanoray.report import ReportFacts, write_report
+from nanoray.stages.pretrain_config import (
+    PretrainConfig,
+    budget,
+    checkpoint_bytes,
+    decide,
+    model_config,
+    rates,
+    rows_per_step,
+)
+from nanoray.stages.pretrain_worker import STAGE, PretrainJob, validation_rows
+from nanoray.stages.tokenizer import (
+    bytes_per_token,
+    learn_tokenizer,
+    load_tokenizer,
+    save_tokenizer,
+)
+from nanoray.storage import RunFolder, StageFolder, is_local, read_json, write_json
+from nanoray.text.tokenizer import Tokenizer
+from nanoray.train.checkpoint_files import committed_steps, step_name
+from nanoray.train.device import training_dtype
+
+logger = logging.getLogger(__name__)
+
+XZ_BYTES = 8_000_000
+"""xz is slow: of a long validation text only the beginning is compressed."""
+
+
+def pretrain(config: PretrainConfig) -> str:
+    """Pretrain a base model, or go on where an earlier start of the same run stopped.
+
+    Returns:
+        What the user is told at the end.
+
+    Raises:
+        InputError: something the user gave does not work out; nothing was written then.
+    """
+    storage = connection.absolute_address(config.storage or "runs")
+    if config.data is not None and config.data not in DATASETS:
+        find_shards(
+            connection.absolute_address(config.data)
+        )  # a typo is told before a cluster starts
+    connection.connect()
+    job = prepare(config, storage)
+    describe(job)
+    folder = job.folder
+    if STAGE in folder.run.read_state().get("stages_done", []):
+        logger.info("this run is finished; --fresh begins it anew")
+    else:
+        train_on_cluster(job)
+    return finish(job)
+
+
+def prepare(config: PretrainConfig, storage: str) -> PretrainJob:
+    """Decide and check everything, then write what the run needs into its folder."""
+    config, folder = open_stage(config, storage)
+    manifest = find_manifest(config, folder, storage)
+    resources = connection.choose_resources(config)
+    rows, most_workers = rows_per_step(config), resources.num_workers[1]
+    if most_workers > rows:
+        raise InputError(
+            f"--num-workers {config.num_workers or most_workers} is more than the {rows} rows of a "
+            f"step. Give at most {rows}, or a larger --total-batch-tokens."
+        )
+    folder.run.check_writable(checkpoint_bytes(model_config(config)) * (config.keep_last + 1))
+    tokenizer = find_tokenizer(config, folder.run, manifest)
+    assert config.max_seq_len, "decided"
+    assert config.device_batch_size, "decided"
+    plan = DataPlan(
+        manifest,
+        tokenizer,
+        max_seq_len=config.max_seq_len,
+        packing=config.packing,
+        seed=config.seed,
+    )
+    if config.fresh:
+        begin_anew(folder)
+    save_tokenizer(tokenizer, folder.run.tokenizer_file)
+    write_json(folder.fs, folder.path("manifest.json"), manifest.to_json())
+    folder.write_config(to_json(config))
+    layout = layout_for(rows, config.device_batch_size, most_workers)
+    return PretrainJob(
+        config=config,
+        storage=storage,
+        plan=plan,
+        layout=layout,
+        resources=resources,
+        bytes_per_token=bytes_per_token(tokenizer, manifest),
+        pacer=start_pacer(layout, most_workers, resources.num_readers),
+    )
+
+
+def open_stage(config: PretrainConfig, storage: str) -> tuple[PretrainConfig, StageFolder]:
+    """Find the run's folder, and decide its config together with the one it began with."""
+    on_gpu = connection.cluster_total()["GPU"] >= 1
+    name = config.run or f"d{config.depth or (20 if on_gpu else 4)}"
+    folder = RunFolder(storage, name).stage(STAGE)
+    saved = None if config.fresh else folder.read_config()
+    if saved is not None:
+        began = from_json(PretrainConfig, saved)
+        config = continue_config(began, config)
+        config = dataclasses.replace(config, data=config.data or began.data)
+    elif config.tokenizer is not None and config.vocab_size is None:
+        vocab_size = load_tokenizer(connection.absolute_address(config.tokenizer)).vocab_size
+        config = dataclasses.replace(config, vocab_size=vocab_size)
+    if config.data is not None and config.data not in DATASETS:
+        config = dataclasses.replace(config, data=connection.absolute_address(config.data))
+    dtype = (
+        "bfloat16" if on_gpu else str(training_dtype(torch.device("cpu"))).removeprefix("torch.")
+    )
+    return decide(dataclasses.replace(config, run=name), on_gpu=on_gpu, dtype=dtype), folder
+
+
+def find_manifest(config: PretrainConfig, folder: StageFolder, storage: str) -> Manifest:
+    """List the data, or check that they are what the run began with."""
+    num_bytes = budget(config, model_config(config)).tokens * BYTES_PER_TOKEN
+    address = resolve_data(
+        config.data, storage, num_bytes=num_bytes, locate=connection.absolute_address
+    )
+    saved = None if config.fresh else read_json(folder.fs, folder.path("manifest.json"))
+    if saved is not None:
+        return check_unchanged(Manifest.from_json(saved), address)
+    return make_manifest(address, config.text_column, skip_bad_shards=config.skip_bad_shards)
+
+
+def find_tokenizer(config: PretrainConfig, run: RunFolder, manifest: Manifest) -> Tokenizer:
+    """Give the run's tokenizer, the one the user names, or a new one.
+
+    Raises:
+        InputError: two of them, or tokenizer and config, do not agree.
+    """
+    assert config.vocab_size, "decided"
+    assert config.tokenizer_chars, "decided"
+    existing = None
+    if not config.fresh and run.fs.exists(run.tokenizer_file):
+        existing = load_tokenizer(
+            run.tokenizer_file if is_local(run.fs) else f"{run}/tokenizer.json"
+        )
+    named = (
+        load_tokenizer(connection.absolute_address(config.tokenizer)) if config.tokenizer else None
+    )
+    if existing and named and existing.hash != named.hash:
+        raise InputError(
+            f"--tokenizer {config.tokenizer} is not the one that run {run.run} has (hash "
+            f"{named.hash[:16]}, not {existing.hash[:16]}). Leave it out, or give another --run."
+        )
+    tokenizer = existing or named
+    if tokenizer is None:
+        logger.info("training a tokenizer of %s ids", f"{config.vocab_size:,}")
+        return learn_tokenizer(manifest, config.vocab_size, config.tokenizer_chars)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise InputError(
+            f"--vocab-size {config.vocab_size} is not that of the tokenizer, which has "
+            f"{tokenizer.vocab_size} ids. Leave it out, or give another --run."
+        )
+    return tokenizer
+
+
+def begin_anew(folder: StageFolder) -> None:
+    """Move the old stage aside, with the tokenizer that its checkpoints need."""
+    moved = folder.move_aside()
+    if moved is None:
+        return
+    if folder.fs.exists(folder.run.tokenizer_file):
+        folder.fs.mv(folder.run.tokenizer_file, f"{moved}/tokenizer.json")
+    folder.run.forget_stage(folder.name)
+    logger.info("moved the earlier run to %s", moved)
+
+
+def describe(job: PretrainJob) -> None:
+    """Tell the user what the dial decided, before anything starts."""
+    config, model = job.config, job.model
+    plan = budget(config, model)
+    logger.info(
+        "run %s: depth %d, width %d, %d heads of %d, %s ids: %s parameters, %.4g FLOPs per token",
+        job.folder,
+        model.num_layers,
+        model.model_dim,
+        model.num_heads,
+        model.head_dim,
+        f"{model.vocab_size:,}",
+        f"{num_parameters(model):,}",
+        flops_per_token(model),
+    )
+    logger.info(
+        "%s steps of %s tokens: %s tokens, %.3g per parameter, %.4g FLOPs, %s",
+        f"{plan.num_steps:,}",
+        f"{config.total_batch_tokens:,}",
+        f"{plan.tokens:,}",
+        plan.tokens_per_param,
+        plan.flops,
+        config.dtype,
+    )
+    text = sum(unit.num_bytes for unit in job.plan.units)
+    logger.info(
+        "data: %d units, %.1f MB of text, %.2f bytes per token, %.2f epochs, packed %s",
+        len(job.plan.units),
+        text / 1e6,
+        job.bytes_per_token,
+        plan.tokens * job.bytes_per_token / text,
+        config.packing,
+    )
+    least, most = job.resources.num_workers
+    logger.info(
+        "%s worker(s) on %s with %g CPUs and %d threads each; a step is %d blocks of %d rows",
+        least if least == most else f"{least} to {most}",
+        "GPU" if job.resources.use_gpu else "CPU",
+        job.resources.cpus_per_worker,
+        job.resources.threads_per_worker,
+        job.layout.blocks_per_step,
+        job.layout.rows_per_block,
+    )
+
+
+def train_on_cluster(job: PretrainJob) -> None:
+    """Run the workers until the last step is saved."""
+    display = RunDisplay(job.num_steps, log_every=job.config.log_every)
+    group = cluster.Group(
+        worker=job.work,
+        begin=job.begin,
+        pacer=job.pacer,
+        resources=job.resources,
+        max_restarts=job.config.max_restarts,
+    )
+    began = time.monotonic()
+    result = cluster.run_on_workers(group, job.folder.run, display)
+    packed = ray.get(job.pacer.totals.remote())
+    facts = {
+        **(result if isinstance(result, dict) else {}),
+        "last_start_seconds": time.monotonic() - began,
+        "dropped_tokens_share": packed["dropped_tokens"] / max(1, packed["tokens"]),
+    }
+    write_json(job.folder.fs, job.folder.path("result.json"), facts)
+    job.folder.run.mark_done(STAGE)
+
+
+def finish(job: PretrainJob) -> str:
+    """Write the report, and give the summary that the user sees."""
+    folder = job.folder
+    result = read_json(folder.fs, folder.path("result.json")) or {}
+    metrics = read_metrics(folder.fs, folder.path("metrics.jsonl"))
+    final_bpb = next(
+        (
+            m["validation/bits_per_byte"]
+            for m in reversed(metrics)
+            if "validation/bits_per_byte" in m
+        ),
+        None,
+    )
+    summary = {
+        "parameters": f"{num_parameters(job.model):,}",
+        "training tokens": f"{metrics[-1]['tokens']:,}",
+        "validation": f"{final_bpb:.4f} bits per byte",
+        "the same text by xz -9e": f"{xz_bits_per_byte(job):.4f} bits per byte",
+        "training time": duration(sum(m["train/step_seconds"] for m in metrics)),
+        "median speed": f"{median([m['train/tokens_per_second'] for m in metrics]):,.0f} tokens/s",
+        "median MFU": f"{100 * median([m['train/mfu'] for m in metrics]):.1f} %",
+        "dropped by packing": f"{100 * result.get('dropped_tokens_share', 0):.2f} % of the tokens",
+        "most memory of a worker": f"{result.get('peak_memory_bytes', 0) / 2**30:.2f} GiB",
+        "weights": weights_hash(folder),
+    }
+    samples = [(str(prompt), str(text)) for prompt, text in result.get("samples", [])]
+    facts = ReportFacts(
+        title=f"{folder.run.run} / {folder.name}",
+        summary=summary,
+        derivation=derivation(job),
+        resume_command=resume_command(),
+        samples=samples,
+    )
+    write_report(folder, facts)
+    lines = [f"{label:>24}  {value}" for label, value in summary.items()]
+    lines += [f"\n> {prompt}{text}" for prompt, text in samples]
+    return "\n".join([*lines, f"\nreport: {folder}/report.html"])
+
+
+def derivation(job: PretrainJob) -> dict[str, str]:
+    """Say what followed from the depth, and how."""
+    config, model = job.config, job.model
+    lr = rates(config, model)
+    plan = budget(config, model)
+    return {
+        "width": f"64 x depth {model.num_layers} = {model.model_dim}",
+        "heads": f"{model.model_dim} / {model.head_dim} = {model.num_heads}",
+        "FLOPs per token": (
+            f"6 x (parameters - embedding) + 12 x depth x width x T = {flops_per_token(model):.6g}"
+        ),
+        "steps": (
+            f"{plan.tokens:,} tokens / {config.total_batch_tokens:,} per step = {plan.num_steps:,}"
+        ),
+        "learning rates": (
+            f"matrices {lr.matrix:g} (Muon); embedding {lr.embedding:.4g}, unembedding "
+            f"{lr.unembedding:.4g} (AdamW, x (width / 768)^-0.5)"
+        ),
+    }
+
+
+def resume_command() -> str:
+    """Give the command that goes on with this run, as it was typed."""
+    return shlex.join(["python", *sys.argv])
+
+
+def weights_hash(folder: StageFolder) -> str:
+    """Give the SHA-256 of the newest checkpoint's weights."""
+    step = committed_steps(folder)[-1]
+    path = folder.path("checkpoints", step_name(step), "manifest.json")
+    manifest = read_json(folder.fs, path) or {}
+    digest = manifest["files"]["model.safetensors"]["sha256"]
+    return f"step {step}, sha256 {digest}"
+
+
+def xz_bits_per_byte(job: PretrainJob) -> float:
+    """Compress the documents that validation is measured on with `xz -9e`: what a model must beat.
+
+    They come whole and in order, with all the context that rows do not have.
+    """
+    text = b""
+    wanted = validation_rows(job.config) * job.plan.max_seq_len
+    for unit in job.plan.validation_units:
+        if len(text) >= min(XZ_BYTES, wanted * job.bytes_per_token):
+            break
+        text += "\n".join(read_documents(job.plan.manifest, unit)).encode()
+    return 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / max(1, len(text))
+
+
+def median(values: list[float]) -> float:
+    """Give the median, without the first tenth, in which compilation falls."""
+    return statistics.median(values[len(values) // 10 :])

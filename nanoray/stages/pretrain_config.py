@@ -1,0 +1,257 @@
+"""What pretraining is told, and what is decided where nothing was said."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from nanoray.config import InputError, RunConfig, flag, identity, require_positive
+from nanoray.data.packing import PACKINGS
+from nanoray.model.gpt import DTYPES, GPTConfig
+from nanoray.model.scaling import (
+    LearningRates,
+    TrainingBudget,
+    gpt_config,
+    learning_rates,
+    num_parameters,
+    training_budget,
+)
+from nanoray.text.tokenizer import SMALLEST_VOCABULARY
+from nanoray.train.optimizer import OptimizerConfig
+from nanoray.train.schedule import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(RunConfig):
+    """Pretrain a base model from raw text."""
+
+    data: str | None = None
+    """Folder, glob or address of parquet files, climbmix, or fineweb-edu; else embedded texts."""
+    text_column: str = identity("text")
+    """Column of the parquet files that holds the text."""
+    skip_bad_shards: bool = False
+    """Leave damaged shards out, with a warning, instead of stopping."""
+    tokenizer: str | None = None
+    """A tokenizer.json to use; by default one is trained when the run begins."""
+    tokenizer_chars: int | None = identity()
+    """How many characters of the training part a new tokenizer is trained on; by default 2e9."""
+    vocab_size: int | None = identity()
+    """Ids of a new tokenizer, special tokens included; by default 65,536 on GPUs, 8192 on CPUs."""
+    depth: int | None = identity()
+    """Transformer blocks; width, heads and rates follow from it; by default 20, 4 on CPUs."""
+    head_dim: int | None = identity()
+    """Dimensions of one attention head; by default 128, 64 on CPUs."""
+    max_seq_len: int | None = identity()
+    """Tokens in a row; by default 2048, 512 on CPUs."""
+    device_batch_size: int | None = None
+    """Rows per forward pass of a worker; by default what 80 GB hold at this depth, 8 on CPUs."""
+    total_batch_tokens: int | None = identity()
+    """Tokens per step over all workers; by default 524,288, 16,384 on CPUs."""
+    num_steps: int | None = identity()
+    """Length of the run in steps."""
+    tokens_per_param: float | None = identity()
+    """Length of the run in tokens per parameter; by default 20, 1 on CPUs."""
+    target_flops: float | None = identity()
+    """Length of the run in floating-point operations."""
+    seed: int = identity(42)
+    """Decides the initial weights and the order of the data."""
+    packing: str = identity("bestfit")
+    """bestfit: every row begins with a document; flat: one stream of tokens, as d34 had it."""
+    dtype: str | None = identity()
+    """Precision of the computation; by default bfloat16 where the hardware has it, else float32."""
+    embedding_dtype: str = identity("float32")
+    """Precision in which the embedding is kept; d34 had bfloat16."""
+    newton_schulz_dtype: str = identity("bfloat16")
+    """Precision of Muon's orthogonalization."""
+    matrix_lr: float = identity(0.02)
+    """Muon's learning rate, for the matrices of the blocks."""
+    embedding_lr: float = identity(0.2)
+    """AdamW's learning rate for the embedding, at width 768."""
+    unembedding_lr: float = identity(0.004)
+    """AdamW's learning rate for the unembedding, at width 768."""
+    weight_decay: float = identity(0.0)
+    """Decoupled weight decay of embedding and unembedding."""
+    grad_clip: float | None = identity(1.0)
+    """Largest norm of the whole gradient; 0 for no limit."""
+    warmup_ratio: float = identity(0.0)
+    """Part of the run in which the learning rate rises."""
+    warmdown_ratio: float = identity(0.2)
+    """Part of the run, at its end, in which the learning rate falls."""
+    final_lr_fraction: float = identity(0.0)
+    """Learning rate at the end, as a fraction of the highest."""
+    validate_every: int | None = None
+    """Steps between validations; by default ten in a run, and at least one every 250 steps."""
+    validation_tokens: int | None = None
+    """Tokens of the validation part that are used; by default 10,485,760, and 131,072 on CPUs."""
+    eager: bool = False
+    """Do not compile the model with torch.compile."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in (
+            "tokenizer_chars",
+            "depth",
+            "head_dim",
+            "max_seq_len",
+            "device_batch_size",
+            "total_batch_tokens",
+            "num_steps",
+            "validate_every",
+            "validation_tokens",
+        ):
+            require_positive(name, getattr(self, name))
+        require_positive("vocab_size", self.vocab_size, least=SMALLEST_VOCABULARY)
+        _require_one_of("packing", self.packing, PACKINGS)
+        for name in ("dtype", "embedding_dtype", "newton_schulz_dtype"):
+            if getattr(self, name) is not None:
+                _require_one_of(name, getattr(self, name), tuple(DTYPES))
+        horizons = [
+            n for n in ("num_steps", "tokens_per_param", "target_flops") if getattr(self, n)
+        ]
+        if len(horizons) > 1:
+            raise InputError(
+                f"{' and '.join(map(flag, horizons))} all say how long the run is. Give one."
+            )
+
+
+def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise unless the value is one of those allowed."""
+    if value not in allowed:
+        raise InputError(f"{flag(name)} {value} is unknown. Choose {' or '.join(allowed)}.")
+
+
+def decide(config: PretrainConfig, *, on_gpu: bool, dtype: str) -> PretrainConfig:
+    """Fill in what was left open, for GPUs or CPUs, and check that the numbers fit together.
+
+    Raises:
+        InputError: a width, batch or horizon that does not work out.
+    """
+    c = config
+    depth = c.depth or (20 if on_gpu else 4)
+    max_seq_len = c.max_seq_len or (2048 if on_gpu else 512)
+    c = dataclasses.replace(
+        c,
+        run=c.run or f"d{depth}",
+        depth=depth,
+        head_dim=c.head_dim or (128 if on_gpu else 64),
+        max_seq_len=max_seq_len,
+        vocab_size=c.vocab_size or (65_536 if on_gpu else 8192),
+        tokenizer_chars=c.tokenizer_chars or 2_000_000_000,
+        dtype=c.dtype or dtype,
+        total_batch_tokens=c.total_batch_tokens
+        or (524_288 if on_gpu else max(1, 16_384 // max_seq_len) * max_seq_len),
+        validation_tokens=c.validation_tokens or (10_485_760 if on_gpu else 131_072),
+    )
+    if c.num_steps is None and c.target_flops is None and c.tokens_per_param is None:
+        c = dataclasses.replace(c, tokens_per_param=20.0 if on_gpu else 1.0)
+    model = model_config(c)
+    rows = rows_per_step(c)
+    c = dataclasses.replace(
+        c, device_batch_size=c.device_batch_size or _batch_for(depth, rows, on_gpu)
+    )
+    assert c.device_batch_size is not None, "decided just above"
+    if rows % c.device_batch_size:
+        fitting = [str(n) for n in range(1, rows + 1) if rows % n == 0]
+        raise InputError(
+            f"--device-batch-size {c.device_batch_size} does not divide the {rows} rows of a step "
+            f"(--total-batch-tokens {c.total_batch_tokens} of --max-seq-len {max_seq_len}). "
+            f"Choose one of {', '.join(fitting)}."
+        )
+    steps = budget(c, model).num_steps
+    return dataclasses.replace(
+        c,
+        save_every=c.save_every or min(1000, math.ceil(steps / 30)),
+        validate_every=c.validate_every or min(250, math.ceil(steps / 10)),
+    )
+
+
+def _batch_for(depth: int, rows: int, on_gpu: bool) -> int:
+    """Choose rows per forward pass: what 80 GB hold (nanochat), or what a CPU's caches like."""
+    wanted = (
+        8
+        if not on_gpu
+        else next(b for d, b in ((20, 32), (26, 16), (32, 8), (10**9, 4)) if depth <= d)
+    )
+    return max(b for b in range(1, wanted + 1) if rows % b == 0)
+
+
+def rows_per_step(config: PretrainConfig) -> int:
+    """Count the rows of T tokens in a step.
+
+    Raises:
+        InputError: the batch is no whole number of rows.
+    """
+    total, T = config.total_batch_tokens, config.max_seq_len
+    assert total is not None, "decided"
+    assert T is not None, "decided"
+    if total % T:
+        raise InputError(
+            f"--total-batch-tokens {total} is not a multiple of --max-seq-len {T}. "
+            f"The next one up is {math.ceil(total / T) * T}."
+        )
+    return total // T
+
+
+def model_config(config: PretrainConfig) -> GPTConfig:
+    """Derive the model of a decided config."""
+    assert config.depth, "decided"
+    assert config.vocab_size, "decided"
+    assert config.head_dim, "decided"
+    assert config.max_seq_len, "decided"
+    return gpt_config(
+        config.depth,
+        config.vocab_size,
+        head_dim=config.head_dim,
+        max_seq_len=config.max_seq_len,
+        embedding_dtype=config.embedding_dtype,
+    )
+
+
+def budget(config: PretrainConfig, model: GPTConfig) -> TrainingBudget:
+    """Derive the length of a decided config's run."""
+    assert config.total_batch_tokens, "decided"
+    return training_budget(
+        model,
+        config.total_batch_tokens,
+        num_steps=config.num_steps,
+        target_flops=config.target_flops,
+        tokens_per_param=config.tokens_per_param,
+    )
+
+
+def checkpoint_bytes(model: GPTConfig) -> int:
+    """Say how large a checkpoint is: fp32 weights, Muon's momentum, AdamW's two averages."""
+    embeddings = 2 * model.vocab_size * model.model_dim
+    return 4 * (2 * num_parameters(model) + embeddings)
+
+
+def rates(config: PretrainConfig, model: GPTConfig) -> LearningRates:
+    """Derive the learning rates of a decided config."""
+    return learning_rates(
+        model,
+        matrix=config.matrix_lr,
+        embedding=config.embedding_lr,
+        unembedding=config.unembedding_lr,
+    )
+
+
+def optimizer_config(config: PretrainConfig, model: GPTConfig) -> OptimizerConfig:
+    """Give the optimizer its hyperparameters."""
+    lr = rates(config, model)
+    return OptimizerConfig(
+        matrix_lr=lr.matrix,
+        embedding_lr=lr.embedding,
+        unembedding_lr=lr.unembedding,
+        weight_decay=config.weight_decay,
+        grad_clip=config.grad_clip or None,
+        newton_schulz_dtype=config.newton_schulz_dtype,
+    )
+
+
+def schedule(config: PretrainConfig, num_steps: int) -> Schedule:
+    """Give the schedule over a run of `num_steps`."""
+    return Schedule(
+        num_steps=num_steps,
+        warmup_ratio=config.warmup_ratio,
+        warmdown_ratio=config.warmdown_ratio,
+        final_lr_fraction=config.final_lr_fraction,
+    )

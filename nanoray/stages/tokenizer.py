@@ -1,0 +1,108 @@
+"""Training a tokenizer: words counted on the cluster, merges learned on the driver."""
+
+import logging
+import time
+from dataclasses import dataclass
+
+from nanoray import connection
+from nanoray.config import InputError, require_positive
+from nanoray.data.datasets import resolve_data
+from nanoray.data.manifest import Manifest, make_manifest
+from nanoray.data.plan import first_units, read_documents, split_units
+from nanoray.data.word_counts import count_words
+from nanoray.storage import open_location, read_json, write_json
+from nanoray.text.bpe import learn_merges
+from nanoray.text.tokenizer import SMALLEST_VOCABULARY, SPLIT_PATTERN, Tokenizer
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_DOCUMENTS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerConfig:
+    """Train a tokenizer on the training part of a dataset, and write it as JSON."""
+
+    output: str = "tokenizer.json"
+    """File to write: a path, or an address (s3://, gs://, ...)."""
+    data: str | None = None
+    """Folder, glob or address of parquet files, climbmix, or fineweb-edu; else embedded texts."""
+    storage: str | None = None
+    """Where named datasets are kept once they are fetched; by default ./runs."""
+    text_column: str = "text"
+    """Column of the parquet files that holds the text."""
+    skip_bad_shards: bool = False
+    """Leave damaged shards out, with a warning, instead of stopping."""
+    vocab_size: int = 65_536
+    """Ids, special tokens included."""
+    max_chars: int = 2_000_000_000
+    """How many characters are read."""
+
+    def __post_init__(self) -> None:
+        require_positive("vocab_size", self.vocab_size, least=SMALLEST_VOCABULARY)
+        require_positive("max_chars", self.max_chars)
+
+
+def train_tokenizer(config: TokenizerConfig) -> str:
+    """Train and write a tokenizer; gives a sentence on how well it compresses."""
+    storage = connection.absolute_address(config.storage or "runs")
+    address = resolve_data(
+        config.data, storage, num_bytes=config.max_chars, locate=connection.absolute_address
+    )
+    manifest = make_manifest(address, config.text_column, skip_bad_shards=config.skip_bad_shards)
+    output = connection.absolute_address(config.output)
+    connection.connect()
+    began = time.monotonic()
+    tokenizer = learn_tokenizer(manifest, config.vocab_size, config.max_chars)
+    seconds = time.monotonic() - began
+    save_tokenizer(tokenizer, output)
+    return (
+        f"wrote {output}: {tokenizer.vocab_size:,} ids, "
+        f"{bytes_per_token(tokenizer, manifest):.3f} bytes per token on held-out text, "
+        f"trained in {seconds:.1f} s, hash {tokenizer.hash[:16]}"
+    )
+
+
+def learn_tokenizer(manifest: Manifest, vocab_size: int, max_chars: int) -> Tokenizer:
+    """Train on the first `max_chars` of the training part; needs a connection to Ray.
+
+    Raises:
+        InputError: the text has too few different words for so many ids.
+    """
+    training, _ = split_units(manifest)
+    counts = count_words(manifest, first_units(training, max_chars), SPLIT_PATTERN)
+    num_merges = vocab_size - SMALLEST_VOCABULARY
+    merges = learn_merges(counts, num_merges)
+    if len(merges) < num_merges:
+        raise InputError(
+            f"--vocab-size {vocab_size} is more than the text gives: it has "
+            f"{SMALLEST_VOCABULARY + len(merges)} ids at most. Give that, or more text."
+        )
+    return Tokenizer(merges)
+
+
+def bytes_per_token(tokenizer: Tokenizer, manifest: Manifest) -> float:
+    """Measure compression on the first documents of the validation part."""
+    _, validation = split_units(manifest)
+    documents = read_documents(manifest, validation[0])[:SAMPLE_DOCUMENTS]
+    num_tokens = sum(len(tokenizer.encode_array(text)) for text in documents)
+    return sum(len(text.encode()) for text in documents) / max(1, num_tokens)
+
+
+def save_tokenizer(tokenizer: Tokenizer, address: str) -> None:
+    """Write a tokenizer as JSON."""
+    fs, path = open_location(address)
+    write_json(fs, path, tokenizer.to_json())
+
+
+def load_tokenizer(address: str) -> Tokenizer:
+    """Read a tokenizer.
+
+    Raises:
+        InputError: no such file, or no whole tokenizer in it.
+    """
+    fs, path = open_location(address)
+    saved = read_json(fs, path)
+    if saved is None:
+        raise InputError(f"--tokenizer {address} does not exist. Train one with jobs/tokenizer.py.")
+    return Tokenizer.from_json(saved, address)

@@ -1,0 +1,178 @@
+"""Pretraining as a user starts it: what it leaves behind, and what it says to wrong input."""
+
+import json
+import re
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.faults.test_kill import arguments
+from tests.running import TINY, Cluster, run_job, small_corpus
+
+
+@pytest.mark.cluster
+def test_a_run_leaves_report_metrics_ledger_and_verified_checkpoints(
+    ray_cluster: Cluster, tmp_path: Path
+):
+    code, output = run_job(
+        "pretrain.py", *arguments(tmp_path, "r", 2, steps=30), env=ray_cluster.environment()
+    )
+
+    assert code == 0, output
+    stage = tmp_path / "r" / "pretrain"
+    steps = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
+    assert [s["step"] for s in steps] == list(range(1, 31))
+    promised = {"train/loss", "train/tokens_per_second", "train/mfu", "train/data_wait_seconds"}
+    assert all(promised <= set(step) for step in steps)
+    assert "validation/bits_per_byte" in steps[-1]
+    assert steps[-1]["train/loss"] < steps[0]["train/loss"]
+    ledger = [json.loads(line) for line in (stage / "ledger.jsonl").read_text().splitlines()]
+    assert [entry["first"] for entry in ledger[1:]] == [entry["next"] for entry in ledger[:-1]]
+    assert (stage / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert "r / pretrain" in (stage / "report.html").read_text()
+    assert "bits per byte" in output
+    assert "xz -9e" in output
+    files = {path.name for path in (stage / "checkpoints" / "step_000030").iterdir()}
+    optimizers = {f"optimizer-{rank:05d}-of-00002.safetensors" for rank in range(2)}
+    assert files == {"model.safetensors", "state.json", "manifest.json"} | optimizers
+
+
+@pytest.mark.cluster
+def test_a_finished_run_is_left_alone_and_fresh_moves_it_aside(
+    ray_cluster: Cluster, tmp_path: Path
+):
+    env = ray_cluster.environment()
+    command = arguments(tmp_path, "r", 1, steps=10)
+    run_job("pretrain.py", *command, env=env)
+    weights = tmp_path / "r" / "pretrain" / "checkpoints" / "step_000010" / "model.safetensors"
+    before = weights.read_bytes()
+
+    code, again = run_job("pretrain.py", *command, env=env)
+    fresh_code, fresh = run_job("pretrain.py", *command, "--fresh", "--seed", "7", env=env)
+
+    assert code == 0, again
+    assert "is finished" in again
+    assert fresh_code == 0, fresh
+    assert weights.read_bytes() != before
+    aside = [p for p in (tmp_path / "r").iterdir() if p.name.startswith("pretrain.before-")]
+    assert len(aside) == 1
+    assert (aside[0] / "checkpoints" / "step_000010" / "model.safetensors").read_bytes() == before
+    assert (aside[0] / "tokenizer.json").exists()
+
+
+@pytest.mark.cluster
+def test_a_resume_with_another_identity_is_refused_with_the_difference(
+    ray_cluster: Cluster, tmp_path: Path
+):
+    env = ray_cluster.environment()
+    command = arguments(tmp_path, "r", 1, steps=10)
+    run_job("pretrain.py", *command, env=env)
+    other = tmp_path / "other"
+    other.mkdir()
+    pq.write_table(pa.table({"text": ["entirely other text " * 50] * 40}), other / "text.parquet")
+
+    seed, seed_said = run_job("pretrain.py", *command, "--seed", 7, env=env)
+    data, data_said = run_job("pretrain.py", *command, "--data", other, env=env)
+    kept, kept_said = run_job(
+        "pretrain.py", *command, "--device-batch-size", 4, "--log-every", 3, env=env
+    )
+
+    assert (seed, data, kept) == (2, 2, 0), kept_said
+    assert "--seed was 42 and is 7" in seed_said
+    assert "text.parquet has changed" in data_said
+
+
+BAD_INPUT = {
+    "missing folder": (["--data", "{tmp}/nowhere"], "does not exist"),
+    "empty folder": (["--data", "{tmp}/empty"], "no file that ends in .parquet"),
+    "no text column": (["--text-column", "body"], "has no column 'body'; it has 'text'"),
+    "truncated shard": (["--data", "{tmp}/broken"], "bad.parquet is no whole parquet file"),
+    "not text": (["--data", "{tmp}/numbers"], "holds int64 in column 'text', not text"),
+    "batch": (["--total-batch-tokens", "1000"], "The next one up is 1024"),
+    "device batch": (["--device-batch-size", "3"], "Choose one of 1, 2, 4, 8, 16"),
+    "depth": (["--depth", "0"], "--depth 0 is too small"),
+    "head dimension": (["--head-dim", "48"], "--head-dim 48 does not divide the width 64"),
+    "workers": (["--num-workers", "64"], "and the cluster has 8"),
+    "rows": (["--num-workers", "17", "--cpus-per-worker", "0.2"], "more than the 16 rows"),
+    "no CPU for Ray Data": (["--cpus-per-worker", "8"], "Ray Data"),
+    "storage": (["--storage", "/proc/runs"], "cannot be written"),
+    "typo": (["--detph", "4"], "--depth"),
+    "horizons": (["--target-flops", "1e12"], "Give one"),
+    "vocabulary": (["--vocab-size", "60000"], "--vocab-size 60000 is more than the text gives"),
+    "run name": (["--run", "a/b"], "cannot name a folder"),
+    "packing": (["--packing", "tight"], "Choose bestfit or flat"),
+    "worker range": (["--num-workers", "4:2"], "is empty"),
+    "unknown protocol": (["--data", "warp://bucket/x"], "unknown protocol"),
+}
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("case", list(BAD_INPUT))
+def test_wrong_input_gets_one_sentence_and_leaves_nothing(
+    ray_cluster: Cluster, tmp_path: Path, case: str
+):
+    flags, sentence = BAD_INPUT[case]
+    (tmp_path / "empty").mkdir()
+    for name in ("broken", "numbers"):
+        (tmp_path / name).mkdir()
+    small_corpus(tmp_path / "broken")
+    good = (tmp_path / "broken" / "text.parquet").read_bytes()
+    (tmp_path / "broken" / "bad.parquet").write_bytes(good[: len(good) // 2])
+    pq.write_table(pa.table({"text": [1, 2, 3]}), tmp_path / "numbers" / "n.parquet")
+    data = ["--data", small_corpus(tmp_path / "data"), "--num-steps", 10]
+    given = [flag.replace("{tmp}", str(tmp_path)) for flag in flags]
+
+    code, output = run_job(
+        "pretrain.py",
+        *("--run", "r", "--storage", tmp_path / "runs", *TINY, *data, *given),
+        env=ray_cluster.environment(),
+    )
+
+    assert code == 2, output
+    assert sentence in re.sub(r"\s+", " ", output.replace("│", " "))
+    assert "Traceback" not in output
+    assert not (tmp_path / "runs" / "r").exists()
+
+
+@pytest.mark.cluster
+def test_a_bad_shard_is_left_out_if_the_user_says_so(ray_cluster: Cluster, tmp_path: Path):
+    good = small_corpus(tmp_path / "data")
+    half = good.read_bytes()[: good.stat().st_size // 2]
+    (tmp_path / "data" / "another.parquet").write_bytes(half)
+
+    code, output = run_job(
+        "pretrain.py",
+        *("--run", "r", "--storage", tmp_path, "--data", tmp_path / "data", "--num-steps", 3),
+        *(*TINY, "--skip-bad-shards"),
+        env=ray_cluster.environment(),
+    )
+
+    assert code == 0, output
+    assert output.count("skipped a shard") == 1
+    assert "another.parquet" in output
+
+
+@pytest.mark.cluster
+def test_documents_that_are_empty_null_huge_or_no_utf8_do_not_stop_a_run(
+    ray_cluster: Cluster, tmp_path: Path
+):
+    ordinary = [f"document {number} says a few plain words " * 20 for number in range(200)]
+    broken = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\5\0\0\0"), pa.py_buffer(b"ab\xff\xfed")]
+    )
+    texts = pa.chunked_array(
+        [pa.array([*ordinary, "", None, "x" * 10_000_000]), broken, pa.array(ordinary)]
+    )
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table({"text": texts}), tmp_path / "data" / "a.parquet", row_group_size=50)
+
+    code, output = run_job(
+        "pretrain.py",
+        *("--run", "r", "--storage", tmp_path, "--data", tmp_path / "data"),
+        *(*TINY, "--vocab-size", 300, "--num-steps", 12),
+        env=ray_cluster.environment(),
+    )
+
+    assert code == 0, output
