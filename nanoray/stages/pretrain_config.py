@@ -104,6 +104,16 @@ class PretrainConfig(RunConfig):
         for name in ("dtype", "embedding_dtype", "newton_schulz_dtype"):
             if getattr(self, name) is not None:
                 _require_one_of(name, getattr(self, name), tuple(DTYPES))
+        for name in ("seed", "matrix_lr", "embedding_lr", "unembedding_lr", "weight_decay"):
+            _require_between(name, getattr(self, name), math.inf)
+        for name in ("warmup_ratio", "warmdown_ratio", "final_lr_fraction"):
+            _require_between(name, getattr(self, name), 1)
+        _require_between("grad_clip", self.grad_clip or 0.0, math.inf)
+        if self.warmup_ratio + self.warmdown_ratio > 1:
+            raise InputError(
+                f"--warmup-ratio {self.warmup_ratio} and --warmdown-ratio {self.warmdown_ratio} "
+                "are more than the whole run. Give less of one."
+            )
         horizons = [
             n for n in ("num_steps", "tokens_per_param", "target_flops") if getattr(self, n)
         ]
@@ -117,6 +127,13 @@ def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise unless the value is one of those allowed."""
     if value not in allowed:
         raise InputError(f"{flag(name)} {value} is unknown. Choose {' or '.join(allowed)}.")
+
+
+def _require_between(name: str, value: float, most: float) -> None:
+    """Raise unless the value is from 0 to `most`; nan is not."""
+    if not 0 <= value <= most or value == math.inf:
+        allowed = "Give 0 or more." if most == math.inf else f"Give a number from 0 to {most}."
+        raise InputError(f"{flag(name)} {value} does not work. {allowed}")
 
 
 def decide(config: PretrainConfig, *, on_gpu: bool, dtype: str) -> PretrainConfig:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 import regex
+import rustbpe
 
 from nanoray.text.bpe import Pair, learn_merges
 from nanoray.text.tokenizer import SPLIT_PATTERN, Tokenizer
@@ -126,3 +127,18 @@ def test_counts_beyond_32_bits_are_exact() -> None:
     merges = learn_merges(words, 3)
 
     assert merges == [(99, 100), (97, 98), (98, 99)]
+
+
+def test_merges_equal_those_of_the_library_of_nanochat() -> None:
+    text = embedded_text(300_000)
+    theirs = rustbpe.Tokenizer()
+    theirs.train_from_iterator([text], 256 + 1500, pattern=SPLIT_PATTERN)
+    counts = Counter(piece.encode() for piece in regex.findall(SPLIT_PATTERN, text))
+
+    merges = learn_merges(counts, 1500)
+
+    token_bytes = [bytes([value]) for value in range(256)]
+    for left, right in merges:
+        token_bytes.append(token_bytes[left] + token_bytes[right])
+    expected = {bytes(token): rank for token, rank in theirs.get_mergeable_ranks()}
+    assert {token: rank for rank, token in enumerate(token_bytes)} == expected

@@ -1,0 +1,89 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanoray.config import InputError
+from nanoray.ops.plan import PlanConfig, plan
+from nanoray.stages.pretrain_config import PretrainConfig
+
+JOB = Path(__file__).parents[2] / "jobs" / "plan.py"
+D34 = PretrainConfig(depth=34, tokens_per_param=40, device_batch_size=4, num_workers="8")
+
+
+def test_the_plan_of_d34_has_the_numbers_of_the_published_run() -> None:
+    facts = json.loads(plan(PlanConfig(pretrain=D34, json=True)))
+
+    assert facts["parameters"] == 2_217_082_880
+    assert facts["flops_per_token"] == pytest.approx(1.426509e10, rel=5e-7)
+    assert facts["num_steps"] == 169_150
+    assert facts["tokens"] == 88_683_315_200
+    assert facts["total_flops"] == pytest.approx(1.265075e21, rel=5e-7)
+    assert (facts["microbatches_per_step"], facts["microbatches_per_worker"]) == (64, 8)
+    # d34.md: 263k tokens/s, 1.99 s per step, 93.7 h at 47.4 % of 8 x 989 TFLOP/s; $2,500 in all.
+    assert facts["tokens_per_second"] == pytest.approx(263_000, rel=1e-3)
+    assert facts["seconds_per_step"] == pytest.approx(1.99, abs=0.005)
+    assert facts["hours"] == pytest.approx(93.7, abs=0.05)
+    assert 2000 < facts["dollars"] < 2500
+    assert facts["data_shards"] == 1704
+
+
+def test_the_parts_of_the_memory_sum_to_its_total() -> None:
+    memory = json.loads(plan(PlanConfig(pretrain=D34, json=True)))["memory_per_gpu_bytes"]
+
+    total = memory.pop("total")
+
+    assert total == sum(memory.values())
+
+
+def test_a_worker_more_costs_the_same_money_and_less_time() -> None:
+    eight, sixteen = (
+        json.loads(plan(PlanConfig(pretrain=PretrainConfig(num_workers=n), json=True)))
+        for n in ("8", "16")
+    )
+
+    assert sixteen["hours"] == pytest.approx(eight["hours"] / 2)
+    assert sixteen["dollars"] == pytest.approx(eight["dollars"])
+
+
+def test_a_person_reads_the_same_numbers_without_json() -> None:
+    text = plan(PlanConfig(pretrain=D34))
+
+    for number in ("2,217,082,880", "1.426509e+10", "169,150 steps", "88,683,315,200", "$2,249"):
+        assert number in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"gpu": "abacus"}, "--gpu abacus is not in the table"),
+        ({"mfu": 0.0}, "--mfu 0.0 is not a utilization"),
+        ({"mfu": 1.5}, "--mfu 1.5 is not a utilization"),
+        ({"dollars_per_gpu_hour": -1.0}, "--dollars-per-gpu-hour -1.0"),
+    ],
+)
+def test_what_cannot_be_planned_is_named(fields: dict[str, float], sentence: str) -> None:
+    with pytest.raises(InputError) as raised:
+        plan(PlanConfig(**fields))  # type: ignore[arg-type]  # one table for fields of two types
+
+    assert sentence in str(raised.value)
+
+
+def test_the_job_plans_without_a_cluster_and_refuses_in_one_sentence(tmp_path: Path) -> None:
+    planned, refused = (
+        subprocess.run(
+            [sys.executable, JOB, "--depth", depth, "--json"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=False,
+        )
+        for depth in ("12", "0")
+    )
+
+    assert json.loads(planned.stdout)["parameters"] == 185_597_952
+    assert (planned.returncode, refused.returncode) == (0, 2)
+    assert refused.stderr == "error: --depth 0 is too small. The least is 1.\n"
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,93 @@
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nanoray.config import InputError
+from nanoray.data.manifest import make_manifest
+from nanoray.data.plan import read_documents, split_units
+from nanoray.stages.tokenizer import (
+    TokenizerConfig,
+    bytes_per_token,
+    load_tokenizer,
+    save_tokenizer,
+)
+from nanoray.text.tokenizer import Tokenizer
+from tests.running import Cluster, run_job, small_corpus, start_cluster
+
+
+@pytest.fixture
+def one_cpu() -> Iterator[Cluster]:
+    cluster = start_cluster(num_cpus=1)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.mark.cluster
+def test_a_tokenizer_is_the_same_to_the_byte_on_any_number_of_workers(
+    ray_cluster: Cluster, one_cpu: Cluster, tmp_path: Path
+) -> None:
+    data = small_corpus(tmp_path / "data")
+    files = [tmp_path / f"{name}.json" for name in ("eight", "one")]
+
+    for cluster, file in zip((ray_cluster, one_cpu), files, strict=True):
+        code, output = run_job(
+            "tokenizer.py",
+            *("--data", data, "--vocab-size", 500, "--output", file),
+            env=cluster.environment(),
+        )
+        assert code == 0, output
+
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert "500 ids" in output
+    assert "bytes per token on held-out text" in output
+    saved = json.loads(files[0].read_text())
+    assert saved["vocab_size"] == 500
+    assert saved["hash"] == load_tokenizer(str(files[0])).hash
+
+
+@pytest.mark.cluster
+def test_more_ids_than_the_text_gives_are_refused_and_nothing_is_written(
+    ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    data, file = small_corpus(tmp_path), tmp_path / "tokenizer.json"
+
+    code, output = run_job(
+        "tokenizer.py",
+        *("--data", data, "--vocab-size", 90_000, "--output", file),
+        env=ray_cluster.environment(),
+    )
+
+    assert code == 2, output
+    assert "--vocab-size 90000 is more than the text gives: it has" in output
+    assert not file.exists()
+
+
+def test_compression_is_measured_on_held_out_text(tmp_path: Path) -> None:
+    manifest = make_manifest(str(small_corpus(tmp_path)), "text")
+    text = read_documents(manifest, split_units(manifest)[1][0])
+
+    raw = bytes_per_token(Tokenizer([]), manifest)
+
+    assert text
+    assert raw == 1.0  # without merges each byte is a token
+
+
+def test_a_saved_tokenizer_comes_back_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    tokenizer, file = Tokenizer([(104, 105)]), str(tmp_path / "new" / "tokenizer.json")
+
+    save_tokenizer(tokenizer, file)
+
+    assert load_tokenizer(file).hash == tokenizer.hash
+    with pytest.raises(InputError, match=r"nowhere\.json does not exist"):
+        load_tokenizer(str(tmp_path / "nowhere.json"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [({"vocab_size": 264}, "The least is 265"), ({"max_chars": 0}, "--max-chars 0 is too small")],
+)
+def test_a_config_that_cannot_work_is_refused(fields: dict[str, int], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        TokenizerConfig(**fields)  # type: ignore[arg-type]  # one table of int fields
