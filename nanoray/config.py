@@ -54,7 +54,9 @@ class RunConfig:
     threads_per_worker: int | None = None
     """Threads of each worker's CPU kernels; by default the machine's cores shared out."""
     max_restarts: int = 10
-    """How many times a group of workers that died is started again before the run gives up."""
+    """Restarts after lost workers or hangs, in a row without a new checkpoint, before giving up."""
+    hang_seconds: float = 600.0
+    """Silence of a training worker after which its group is looked into, and started again."""
     save_every: int | None = None
     """Steps between checkpoints; by default about thirty in a run, and at most every 1000 steps."""
     keep_last: int = 3
@@ -71,6 +73,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in ("max_restarts", "keep_last", "log_every"):
             require_positive(name, getattr(self, name), least=0 if name == "max_restarts" else 1)
+        require_positive("hang_seconds", self.hang_seconds, least=5)
         for name in ("save_every", "keep_every", "threads_per_worker"):
             require_positive(name, getattr(self, name))
         if self.run is not None and (

@@ -144,14 +144,14 @@ class RunFolder:
         """Read run.json: the attempt number and the stages done; empty before the first attempt."""
         return read_json(self.fs, self.path("run.json")) or {}
 
-    def begin_attempt(self, stage: str, step: int) -> int:
-        """Number a new attempt and record the step it starts from; gives the attempt number.
+    def begin_attempt(self, stage: str, step: int, **facts: int) -> int:
+        """Number a new attempt and record what its workers start with; gives the attempt number.
 
         A group of workers with an older number was cut off, and may not commit any more.
         """
         state = self.read_state()
         attempt = int(state.get("attempt", 0)) + 1
-        state.update(attempt=attempt, stage=stage, start_step=step)
+        state.update(attempt=attempt, stage=stage, start_step=step, **facts)
         write_json(self.fs, self.path("run.json"), state)
         return attempt
 

@@ -6,11 +6,9 @@ import statistics
 import time
 from dataclasses import dataclass
 
-from nanoray import connection
 from nanoray.data.datasets import EMBEDDED
 from nanoray.data.manifest import make_manifest
 from nanoray.data.plan import first_units, read_documents, split_units
-from nanoray.data.word_counts import count_words
 from nanoray.text.bpe import learn_merges
 from nanoray.text.tokenizer import (
     DOCUMENT_CHARS,
@@ -39,6 +37,10 @@ class TokenizerBench:
 
 def bench_tokenizer(config: TokenizerBench) -> str:
     """Run the benchmark; gives the result as one line of JSON."""
+    # `bench.py train` runs on machines without Ray, and the command line imports this file too.
+    from nanoray.cluster import connection
+    from nanoray.data.word_counts import count_words
+
     manifest = make_manifest(connection.absolute_address(config.data), "text")
     training, validation = split_units(manifest)
     units = first_units([*training, *validation], 10**18)

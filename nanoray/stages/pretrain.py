@@ -11,7 +11,8 @@ import time
 import ray
 import torch
 
-from nanoray import cluster, connection
+from nanoray.cluster import connection
+from nanoray.cluster.group import Group, run_on_workers
 from nanoray.config import InputError, continue_config, from_json, to_json
 from nanoray.data.blocks import layout_for
 from nanoray.data.datasets import BYTES_PER_TOKEN, DATASETS, resolve_data
@@ -238,15 +239,19 @@ def describe(job: PretrainJob) -> None:
 def train_on_cluster(job: PretrainJob) -> None:
     """Run the workers until the last step is saved."""
     display = RunDisplay(job.num_steps, log_every=job.config.log_every)
-    group = cluster.Group(
+    assert job.config.device_batch_size, "decided"
+    group = Group(
         worker=job.work,
         begin=job.begin,
+        newest_step=job.newest_step,
+        device_batch_size=job.config.device_batch_size,
         pacer=job.pacer,
         resources=job.resources,
         max_restarts=job.config.max_restarts,
+        hang_seconds=job.config.hang_seconds,
     )
     began = time.monotonic()
-    result = cluster.run_on_workers(group, job.folder.run, display)
+    result = run_on_workers(group, job.folder.run, display)
     packed = ray.get(job.pacer.totals.remote())
     facts = {
         **(result if isinstance(result, dict) else {}),

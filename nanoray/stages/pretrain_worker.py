@@ -4,16 +4,16 @@ import gc
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
 import torch
 from ray.data import DataIterator, Dataset
 
-from nanoray.cluster import RayWorld
+from nanoray.cluster.connection import Resources
+from nanoray.cluster.group import RayWorld
 from nanoray.config import to_json
-from nanoray.connection import Resources
 from nanoray.data.batches import Share, StepRows, step_rows
 from nanoray.data.blocks import Layout
 from nanoray.data.feed import Actor, StreamStart, blocks_of, stream
@@ -31,7 +31,7 @@ from nanoray.stages.pretrain_config import (
 )
 from nanoray.storage import RunFolder, StageFolder, read_json
 from nanoray.train.checkpoint import Checkpointer
-from nanoray.train.checkpoint_files import newest_verified_step, step_name
+from nanoray.train.checkpoint_files import committed_steps, newest_verified_step, step_name
 from nanoray.train.device import can_compile, peak_flops
 from nanoray.train.loop import LoopConfig, train
 from nanoray.train.optimizer import MuonAdamW
@@ -85,7 +85,11 @@ class PretrainJob:
         """Length of the run."""
         return budget(self.config, self.model).num_steps
 
-    def begin(self) -> Dataset:
+    def newest_step(self) -> int:
+        """Give the newest step that was committed, 0 before there is one; it is not verified."""
+        return ([0, *committed_steps(self.folder)])[-1]
+
+    def begin(self, device_batch_size: int) -> Dataset:
         """Pick the step to start from, number the attempt, and give the stream from there on.
 
         Runs in Ray Train's controller before every start of the group.
@@ -93,7 +97,7 @@ class PretrainJob:
         folder = self.folder
         step = newest_verified_step(folder) or 0
         cursor = saved_cursor(folder, step)
-        attempt = folder.run.begin_attempt(STAGE, step)
+        attempt = folder.run.begin_attempt(STAGE, step, device_batch_size=device_batch_size)
         logger.info(
             "attempt %d starts %s",
             attempt,
@@ -120,7 +124,9 @@ class PretrainJob:
         )
         pin = world.device.type == "cuda"
         steps = step_rows(blocks_of(shard, self.layout), self.layout, share, pin=pin)
-        return run_worker(self, world, steps, attempt=int(state["attempt"]), start_step=start_step)
+        config = replace(self.config, device_batch_size=int(state["device_batch_size"]))
+        job = replace(self, config=config)
+        return run_worker(job, world, steps, attempt=int(state["attempt"]), start_step=start_step)
 
 
 def saved_cursor(folder: StageFolder, step: int) -> Cursor:

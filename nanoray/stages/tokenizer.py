@@ -4,7 +4,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from nanoray import connection
+from nanoray.cluster import connection
 from nanoray.config import InputError, require_positive
 from nanoray.data.datasets import resolve_data
 from nanoray.data.manifest import Manifest, make_manifest

@@ -71,6 +71,7 @@ def train(  # noqa: PLR0913, PLR0917 (the seven things that training is made of)
                 device_batch_size=config.device_batch_size,
                 is_empty=config.is_empty,
             )
+            world.beat(f"step {state.step}")
             metrics.record(step_values(result, state, config, world), ledger_entry(result, state))
             last = state.step == config.num_steps
             # Saved before validating: a validation that fails must not cost the run. On a

@@ -47,5 +47,6 @@ class Validation:
             )
             totals[0] += losses[num_bytes > 0].double().sum()
             totals[1] += num_bytes.sum()
+            self.world.beat("validation")
         nats, num_bytes_total = all_reduce_sum(totals).tolist()
         return nats / (math.log(2) * num_bytes_total) if num_bytes_total else math.inf

@@ -18,6 +18,9 @@ class World(Protocol):
     def report(self, step: int, values: dict[str, Any]) -> None:
         """Tell whoever watches how far the run is; called by rank 0 after each step."""
 
+    def beat(self, doing: str) -> None:
+        """Tell whoever watches that this rank lives; called often, by every rank."""
+
     def leaving_soon(self, step: int) -> bool:
         """Say whether a node of the group is about to be taken away.
 
@@ -36,6 +39,9 @@ class LocalWorld:
 
     def report(self, step: int, values: dict[str, Any]) -> None:
         """Nobody watches; metrics.jsonl has everything."""
+
+    def beat(self, doing: str) -> None:
+        """Nobody watches: a person sees a process that hangs."""
 
     def leaving_soon(self, step: int) -> bool:
         """Say no: nobody takes a single machine away."""

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +45,22 @@ def test_too_short_a_time_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match=r"--seconds 0\.0 is less than one step"):
         bench_train(config)
+
+
+def test_a_machine_without_ray_can_run_the_benchmark(tmp_path: Path) -> None:
+    block_ray = "import sys, runpy; sys.modules['ray'] = None; sys.argv = sys.argv[1:]; "
+    run = "runpy.run_path(sys.argv[0], run_name='__main__')"
+    job = Path(__file__).parents[2] / "jobs" / "bench.py"
+    flags = {name: value for name, value in TINY.items() if name != "eager"}
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+    given.append(f"--data={small_corpus(tmp_path)}")
+
+    result = subprocess.run(
+        [sys.executable, "-c", block_ray + run, str(job), "train", "--eager", *given],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout.splitlines()[-1])["tokens_per_second"] > 0

@@ -23,8 +23,11 @@ from ray.train import DataConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from nanoray.cluster.connection import Resources
+from nanoray.cluster.monitor import Monitor, Pulse, forward_logs
+from nanoray.cluster.recovery import RetryBudget, describe_failure, of_group
+from nanoray.cluster.watchdog import Watchdog
 from nanoray.config import InputError, RunFailedError
-from nanoray.connection import Resources
 from nanoray.data.feed import Actor
 from nanoray.progress import RunDisplay
 from nanoray.storage import RunFolder, is_local
@@ -37,57 +40,6 @@ PREEMPTION_CHECK_STEPS = 10
 WATCH_SECONDS = 0.5
 
 
-class Monitor:
-    """An actor that carries news from the workers to the driver."""
-
-    def __init__(self) -> None:
-        self.steps: list[dict[str, Any]] = []  # Any: JSON
-        self.lines: list[str] = []
-        self.input_error: InputError | None = None
-
-    def step(self, values: dict[str, Any]) -> None:  # Any: JSON
-        """Note what a step did."""
-        self.steps.append(values)
-
-    def log(self, line: str) -> None:
-        """Note a line for the driver's log."""
-        self.lines.append(line)
-
-    def refuse(self, error: InputError) -> None:
-        """Note an error that another start of the group cannot cure."""
-        self.input_error = error
-
-    def refused(self) -> InputError | None:
-        """Give that error."""
-        return self.input_error
-
-    def take(self) -> tuple[list[dict[str, Any]], list[str]]:  # Any: JSON
-        """Give what has come since the last call."""
-        steps, lines, self.steps, self.lines = self.steps, self.lines, [], []
-        return steps, lines
-
-
-class MonitorHandler(logging.Handler):
-    """Sends log records of this process to the driver."""
-
-    def __init__(self, monitor: Actor) -> None:
-        super().__init__(logging.INFO)
-        self.monitor = monitor
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Send one record."""
-        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
-        self.monitor.log.remote(level + record.getMessage())
-
-
-def forward_logs(monitor: Actor) -> None:
-    """Send what nanoray logs in this process to the driver."""
-    package = logging.getLogger("nanoray")
-    package.setLevel(logging.INFO)
-    package.handlers = [h for h in package.handlers if not isinstance(h, MonitorHandler)]
-    package.addHandler(MonitorHandler(monitor))
-
-
 class RayWorld:
     """This worker among the workers of its Ray Train group."""
 
@@ -96,12 +48,17 @@ class RayWorld:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self.monitor, self.pacer = monitor, pacer
+        self._pulse = Pulse(monitor, self.rank)
         self._noticed = False
 
     def report(self, step: int, values: dict[str, Any]) -> None:  # Any: JSON
         """Tell the driver what the step did, and the readers how far it has come."""
         self.pacer.consume.remote(values["data/position"], values["data/row"])
         self.monitor.step.remote(values)
+
+    def beat(self, doing: str) -> None:
+        """Tell the watchdog that this rank lives, and what it does."""
+        self._pulse.beat(doing, is_training=doing.startswith("step"))
 
     def leaving_soon(self, step: int) -> bool:
         """Say once, when a node of the group is to be taken away, that it is."""
@@ -117,20 +74,26 @@ class Group:
 
     worker: Callable[[RayWorld, DataIterator], object]
     """Called in every worker with its part of the stream; what rank 0 returns is the result."""
-    begin: Callable[[], Dataset]
-    """Called before every start: decides where to resume, and gives the stream from there."""
+    begin: Callable[[int], Dataset]
+    """Called before every start with the rows per forward pass: decides where to resume, and gives
+    the stream from there."""
+    newest_step: Callable[[], int]
+    """Gives the newest checkpoint, 0 before there is one."""
+    device_batch_size: int
+    """Rows per forward pass of a worker at the first start."""
     pacer: Actor
     """Paces the stream's readers."""
     resources: Resources
     max_restarts: int
+    hang_seconds: float
 
 
 def run_on_workers(group: Group, folder: RunFolder, display: RunDisplay) -> object:
-    """Run a group of workers until it is done, starting it again when a worker dies.
+    """Run a group of workers until it is done, starting it again as `RetryBudget` decides.
 
     Raises:
         InputError: what a worker or `begin` raised as such; it is not tried again.
-        RunFailedError: the group died more than `max_restarts` times.
+        RunFailedError: a retry budget is used up.
         KeyboardInterrupt: Ctrl-C; the workers are stopped.
     """
     actor: Any = ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=on_this_node())
@@ -143,6 +106,7 @@ def run_on_workers(group: Group, folder: RunFolder, display: RunDisplay) -> obje
         group, monitor
     )  # Any: Ray's stubs want a function without a result
     num_workers: Any = high if low == high else (low, high)  # Any: and no range of workers
+    news: Any = FailureNews(monitor)  # Any: and callbacks of Tune alone
     trainer = TorchTrainer(
         worker,
         scaling_config=ScalingConfig(
@@ -159,60 +123,97 @@ def run_on_workers(group: Group, folder: RunFolder, display: RunDisplay) -> obje
             storage_filesystem=None
             if is_local(folder.fs)
             else PyFileSystem(FSSpecHandler(folder.fs)),
-            failure_config=FailureConfig(max_failures=group.max_restarts),
+            # Any number: which failures are tried again is decided in `begin`.
+            failure_config=FailureConfig(max_failures=-1),
+            callbacks=[news],
         ),
         datasets={"train": _begin_function(group, monitor)},
         dataset_config=DataConfig(
             execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
         ),
     )
-    with watch(monitor, display):
+    with watch(monitor, display, Watchdog(monitor, group.hang_seconds)):
         try:
             result: Any = trainer.fit()
             return result.return_value
         except ray.train.TrainingFailedError as error:
-            raise _cause(error, ray.get(monitor.refused.remote())) from error
+            raise _cause(error, ray.get(monitor.finished.remote())) from error
         except SystemExit as stopped:  # how Ray Train answers Ctrl-C
             raise KeyboardInterrupt from stopped
 
 
+class FailureNews(ray.train.UserCallback):
+    """Tells the monitor what Ray Train's controller knows of workers that ended."""
+
+    def __init__(self, monitor: Actor) -> None:
+        self.monitor = monitor
+
+    def after_exception(
+        self,
+        run_context: Any,  # Any: Ray's, unused
+        worker_exceptions: dict[int, Exception],
+    ) -> None:
+        """Note the error of each rank; one that could tell itself has done so."""
+        for rank, error in worker_exceptions.items():
+            failure = describe_failure(error, rank)
+            ray.get(self.monitor.fail.remote(failure, first_hand=False))
+
+
 def _worker_function(group: Group, monitor: Actor) -> Callable[[], object]:
-    """Wrap the worker function in what every worker has to set up."""
+    """Wrap the worker function in what every worker has to set up and to tell."""
 
     def run() -> object:
         forward_logs(monitor)
         torch.set_num_threads(group.resources.threads_per_worker)
         world = RayWorld(monitor, group.pacer)
+        world.beat("starting")
         try:
-            return group.worker(world, ray.train.get_dataset_shard("train"))
-        except InputError as error:
-            ray.get(monitor.refuse.remote(error))
+            result = group.worker(world, ray.train.get_dataset_shard("train"))
+        except Exception as error:
+            failure = describe_failure(error, world.rank)
+            ray.get(monitor.fail.remote(failure, first_hand=True))
+            if isinstance(error, InputError):
+                ray.get(monitor.finish.remote(error))
             raise
+        ray.get(monitor.leave.remote(world.rank))
+        return result
 
     return run
 
 
 def _begin_function(group: Group, monitor: Actor) -> Callable[[], Dataset]:
-    """Wrap `begin`, which runs in Ray Train's controller: wrong input is not tried again."""
+    """Wrap `begin`, which runs in Ray Train's controller: it decides on every start.
+
+    An error in here ends the run, whatever Ray's own budgets say.
+    """
+    budget = RetryBudget(group.max_restarts, group.device_batch_size)
 
     def begin() -> Dataset:
         forward_logs(monitor)
-        refused = ray.get(monitor.refused.remote())
-        if refused is not None:
-            raise refused
         try:
-            return group.begin()
-        except InputError as error:
-            ray.get(monitor.refuse.remote(error))
+            failures = ray.get(monitor.begin_start.remote())
+            if failures:
+                failure = of_group(failures)
+                decision = budget.decide(failure, group.newest_step())
+                logger.warning("%s", decision.line)
+                if not decision.again:
+                    raise ray.get(monitor.finished.remote()) or RunFailedError(
+                        f"{decision.line}.\n{failure.details}"
+                    )
+            return group.begin(budget.device_batch_size)
+        except (InputError, RunFailedError) as error:
+            ray.get(monitor.finish.remote(error))
             raise
 
     return begin
 
 
-def _cause(error: ray.train.TrainingFailedError, refused: InputError | None) -> Exception:
+def _cause(
+    error: ray.train.TrainingFailedError, told: InputError | RunFailedError | None
+) -> Exception:
     """Give the error that the user should see for a run that failed."""
-    if refused is not None:
-        return refused
+    if told is not None:
+        return told
     text = "\n".join(str(error).splitlines()[-40:])
     return RunFailedError(
         f"the run stopped; the same command goes on from the newest checkpoint.\n{text}"
@@ -225,8 +226,8 @@ def on_this_node() -> NodeAffinitySchedulingStrategy:
 
 
 @contextlib.contextmanager
-def watch(monitor: Actor, display: RunDisplay) -> Iterator[None]:
-    """Show the news of the workers for as long as the context lasts."""
+def watch(monitor: Actor, display: RunDisplay, watchdog: Watchdog) -> Iterator[None]:
+    """Show the news of the workers, and look after them, for as long as the context lasts."""
     done = threading.Event()
 
     def show_news() -> None:
@@ -241,6 +242,7 @@ def watch(monitor: Actor, display: RunDisplay) -> Iterator[None]:
         with contextlib.suppress(ray.exceptions.RayError):
             while not done.wait(WATCH_SECONDS):
                 show_news()
+                watchdog.check()
 
     thread = threading.Thread(target=loop, daemon=True, name="watch")
     thread.start()

@@ -1,0 +1,134 @@
+"""News of the workers: what they log, how far they are, whether they live, and why they failed."""
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from nanoray.cluster.recovery import Failure
+from nanoray.config import InputError, RunFailedError
+from nanoray.data.feed import Actor
+
+BEAT_SECONDS = 1.0
+"""A worker tells that it lives this often at most."""
+
+
+@dataclass
+class Beat:
+    """The newest sign of life of one rank."""
+
+    rank: int
+    pid: int
+    node: str
+    """Ray's id of its node."""
+    doing: str
+    """What it did then."""
+    age_seconds: float
+    """How long ago that was."""
+    is_training: bool
+    """It has made a step since it started: from then on no silence is long."""
+
+
+class Monitor:
+    """An actor on the driver's node, to which workers and controller send their news."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Any]] = []  # Any: JSON
+        self.lines: list[str] = []
+        self.beats: dict[int, tuple[float, Beat]] = {}
+        self.failures: dict[int, Failure] = {}
+        self.final_error: InputError | RunFailedError | None = None
+
+    def step(self, values: dict[str, Any]) -> None:  # Any: JSON
+        """Note what a step did."""
+        self.steps.append(values)
+
+    def log(self, line: str) -> None:
+        """Note a line for the driver's log."""
+        self.lines.append(line)
+
+    def take(self) -> tuple[list[dict[str, Any]], list[str]]:  # Any: JSON
+        """Give what has come since the last call."""
+        steps, lines, self.steps, self.lines = self.steps, self.lines, [], []
+        return steps, lines
+
+    def beat(self, beat: Beat) -> None:
+        """Note a sign of life."""
+        self.beats[beat.rank] = (time.monotonic(), beat)
+
+    def leave(self, rank: int) -> None:
+        """Note that a rank has done its work, and need not be heard of again."""
+        self.beats.pop(rank, None)
+
+    def silences(self) -> list[Beat]:
+        """Give each rank's newest sign of life, with its age."""
+        now = time.monotonic()
+        for told, beat in self.beats.values():
+            beat.age_seconds = now - told
+        return [beat for _, beat in self.beats.values()]
+
+    def fail(self, failure: Failure, *, first_hand: bool) -> None:
+        """Note why a rank ended; what it told itself holds over what Ray says of it."""
+        if first_hand or failure.rank not in self.failures:
+            self.failures[failure.rank] = failure
+
+    def begin_start(self) -> list[Failure]:
+        """Forget the workers of the last start; gives why they ended, empty at the first start."""
+        failures, self.failures, self.beats = list(self.failures.values()), {}, {}
+        return failures
+
+    def finish(self, error: InputError | RunFailedError) -> None:
+        """Note the error that ends the run."""
+        self.final_error = error
+
+    def finished(self) -> InputError | RunFailedError | None:
+        """Give that error."""
+        return self.final_error
+
+
+class Pulse:
+    """Sends the signs of life of one worker, from the loop that trains: no thread of its own.
+
+    A thread would go on beating for a loop that hangs in a collective.
+    """
+
+    def __init__(self, monitor: Actor, rank: int) -> None:
+        self.monitor, self.rank = monitor, rank
+        self.pid, self.node = os.getpid(), ray.get_runtime_context().get_node_id()
+        self.is_training = False
+        self.last = 0.0
+
+    def beat(self, doing: str, *, is_training: bool = False) -> None:
+        """Tell that this worker lives, if it has not done so within the last second."""
+        starts_training = is_training and not self.is_training
+        self.is_training |= is_training
+        now = time.monotonic()
+        if now - self.last < BEAT_SECONDS and not starts_training:
+            return
+        self.last = now
+        beat = Beat(self.rank, self.pid, self.node, doing, 0.0, self.is_training)
+        self.monitor.beat.remote(beat)
+
+
+class MonitorHandler(logging.Handler):
+    """Sends log records of this process to the driver."""
+
+    def __init__(self, monitor: Actor) -> None:
+        super().__init__(logging.INFO)
+        self.monitor = monitor
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record."""
+        level = f"{record.levelname.lower()}: " if record.levelno > logging.INFO else ""
+        self.monitor.log.remote(level + record.getMessage())
+
+
+def forward_logs(monitor: Actor) -> None:
+    """Send what nanoray logs in this process to the driver."""
+    package = logging.getLogger("nanoray")
+    package.setLevel(logging.INFO)
+    package.handlers = [h for h in package.handlers if not isinstance(h, MonitorHandler)]
+    package.addHandler(MonitorHandler(monitor))

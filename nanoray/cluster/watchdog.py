@@ -1,0 +1,148 @@
+"""Finds workers that hang, writes down where, and kills them, so that the group starts again.
+
+A rank that is stopped, or waits in a collective that nobody else enters, raises no error. It only
+falls silent, and all ranks with it.
+"""
+
+import logging
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from nanoray.cluster.monitor import Beat
+from nanoray.cluster.recovery import Cause, Failure
+from nanoray.data.feed import Actor
+
+logger = logging.getLogger(__name__)
+
+START_SECONDS = 1800.0
+"""A start may be silent for this long: weights are read, and the model is compiled."""
+DUMP_SECONDS = 10
+"""How long py-spy may take for one process."""
+NODE_SECONDS = 30
+"""How long a node may take to answer; one that does not is left to Ray's own health checks."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a silent worker was found doing."""
+
+    rank: int
+    status: str
+    """As the kernel has it: stopped, sleeping, running, gone."""
+    stack: str
+    """Of all its threads, by py-spy."""
+
+
+class Watchdog:
+    """Watches the signs of life of a group."""
+
+    def __init__(self, monitor: Actor, hang_seconds: float) -> None:
+        self.monitor, self.hang_seconds = monitor, hang_seconds
+
+    def check(self) -> None:
+        """Kill what hangs, if anything does; meant to be called every second or so."""
+        beats: list[Beat] = ray.get(self.monitor.silences.remote())
+        if any(beat.age_seconds > self._patience(beat) for beat in beats):
+            self._heal(beats)
+
+    def _patience(self, beat: Beat) -> float:
+        """Say how long a rank may be silent."""
+        return self.hang_seconds if beat.is_training else max(self.hang_seconds, START_SECONDS)
+
+    def _heal(self, beats: list[Beat]) -> None:
+        """Write down where every rank stands, and kill those that are stuck."""
+        found = inspect_group(beats)
+        for each in found:
+            beat = next(beat for beat in beats if beat.rank == each.rank)
+            logger.warning(
+                "rank %d is %s, silent for %.0f s since: %s\n%s",
+                each.rank,
+                each.status,
+                beat.age_seconds,
+                beat.doing,
+                each.stack,
+            )
+        # A stopped rank holds up all others. Where none is, it cannot be told from outside who
+        # waits for whom, and all of them start again anyway.
+        stuck = {each.rank for each in found if each.status == psutil.STATUS_STOPPED}
+        victims = [beat for beat in beats if not stuck or beat.rank in stuck]
+        for beat in victims:
+            why = f"silent for {beat.age_seconds:.0f} s since: {beat.doing}"
+            failure = Failure(Cause.HANG, beat.rank, why)
+            ray.get(self.monitor.fail.remote(failure, first_hand=True))
+        for beat in beats:
+            ray.get(self.monitor.leave.remote(beat.rank))
+        kill_workers(victims)
+
+
+def inspect_group(beats: list[Beat]) -> list[Inspection]:
+    """Look at each rank's process on its node."""
+    found: list[Inspection] = []
+    for node in sorted({beat.node for beat in beats}):
+        there = [(beat.rank, beat.pid) for beat in beats if beat.node == node]
+        found += on_node(node, inspect_processes, there) or []
+    return found
+
+
+def kill_workers(beats: list[Beat]) -> None:
+    """End processes as `kill -9` does, which a stopped process cannot put off."""
+    for node in sorted({beat.node for beat in beats}):
+        on_node(node, kill_processes, [beat.pid for beat in beats if beat.node == node])
+
+
+def on_node(node: str, work: Any, argument: Any) -> Any:  # Any: a function, and what it takes
+    """Call a function on a node; gives None where the node does not answer."""
+    where = NodeAffinitySchedulingStrategy(node, soft=False)
+    task: Any = ray.remote(work).options(num_cpus=0, max_retries=0, scheduling_strategy=where)
+    try:
+        return ray.get(task.remote(argument), timeout=NODE_SECONDS)
+    except ray.exceptions.RayError as error:
+        logger.warning("node %s does not answer: %s", node[:8], str(error).splitlines()[0])
+        return None
+
+
+def inspect_processes(processes: list[tuple[int, int]]) -> list[Inspection]:
+    """Look at processes of this node, given as (rank, process id)."""
+    return [Inspection(rank, process_status(pid), process_stack(pid)) for rank, pid in processes]
+
+
+def process_status(pid: int) -> str:
+    """Say what the kernel says of a process."""
+    try:
+        return str(psutil.Process(pid).status())
+    except psutil.NoSuchProcess:
+        return "gone"
+
+
+def process_stack(pid: int) -> str:
+    """Dump the Python stacks of a process with py-spy, or say why that cannot be done."""
+    beside = Path(sys.executable).with_name("py-spy")
+    tool = str(beside) if beside.exists() else shutil.which("py-spy")
+    if tool is None:
+        return "no stack: py-spy is not installed"
+    # Not pausing the process: one that is stopped already would never stop for py-spy.
+    command = [tool, "dump", "--nonblocking", "--pid", str(pid)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=DUMP_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"no stack: py-spy took over {DUMP_SECONDS} s"
+    return done.stdout.strip() or f"no stack: {done.stderr.strip()}"
+
+
+def kill_processes(pids: list[int]) -> None:
+    """End processes of this node."""
+    for pid in pids:
+        try:
+            psutil.Process(pid).kill()
+        except psutil.NoSuchProcess:
+            continue
