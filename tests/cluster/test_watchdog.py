@@ -1,0 +1,82 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from nanoray.cluster.watchdog import (
+    Inspection,
+    inspect_processes,
+    kill_processes,
+    process_stack,
+    process_status,
+)
+
+SLEEPER = """
+import time
+
+def wait_in_a_collective():
+    print("ready", flush=True)
+    time.sleep(600)
+
+wait_in_a_collective()
+"""
+
+
+@pytest.fixture
+def sleeper() -> Iterator["subprocess.Popen[str]"]:
+    process = subprocess.Popen([sys.executable, "-c", SLEEPER], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def wait_for_status(pid: int, status: str) -> None:
+    deadline = time.monotonic() + 10
+    while process_status(pid) != status:
+        assert time.monotonic() < deadline, process_status(pid)
+        time.sleep(0.01)
+
+
+def test_the_stack_names_the_function_in_which_a_process_hangs(
+    sleeper: "subprocess.Popen[str]",
+) -> None:
+    assert "wait_in_a_collective" in process_stack(sleeper.pid)
+
+
+def test_a_stopped_process_is_seen_as_stopped_and_its_stack_is_read(
+    sleeper: "subprocess.Popen[str]",
+) -> None:
+    os.kill(sleeper.pid, signal.SIGSTOP)
+    wait_for_status(sleeper.pid, psutil.STATUS_STOPPED)
+
+    (found,) = inspect_processes([(3, sleeper.pid)])
+
+    assert (found.rank, found.status) == (3, "stopped")
+    assert "wait_in_a_collective" in found.stack
+
+
+def test_a_stopped_process_is_killed_and_one_that_has_gone_is_passed_over(
+    sleeper: "subprocess.Popen[str]",
+) -> None:
+    os.kill(sleeper.pid, signal.SIGSTOP)
+    wait_for_status(sleeper.pid, psutil.STATUS_STOPPED)
+
+    kill_processes([2**22 + 1, sleeper.pid])
+
+    assert sleeper.wait(timeout=10) == -signal.SIGKILL
+
+
+def test_a_process_that_has_gone_is_said_to_have_gone() -> None:
+    (found,) = inspect_processes([(0, 2**22 + 1)])
+
+    assert found.status == "gone"
+    assert found.stack.startswith("no stack: ")
+    assert isinstance(found, Inspection)
