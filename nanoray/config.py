@@ -55,6 +55,12 @@ class RunConfig:
     """Threads of each worker's CPU kernels; by default the machine's cores shared out."""
     max_restarts: int = 10
     """How many times a group of workers that died is started again before the run gives up."""
+    skip_sigmas: float = 6.0
+    """Skip steps whose gradient norm is this many deviations above the last 128; 0 for no limit."""
+    max_skipped_steps: int = identity(5)
+    """Skipped steps in a row after which the run goes back to a checkpoint and past their data."""
+    max_rollbacks: int = 3
+    """How many times a run may go back so before it stops for good."""
     save_every: int | None = None
     """Steps between checkpoints; by default about thirty in a run, and at most every 1000 steps."""
     keep_last: int = 3
@@ -69,8 +75,10 @@ class RunConfig:
     """Move what an earlier run of this name left aside, and begin anew."""
 
     def __post_init__(self) -> None:
-        for name in ("max_restarts", "keep_last", "log_every"):
-            require_positive(name, getattr(self, name), least=0 if name == "max_restarts" else 1)
+        for name in ("max_restarts", "max_rollbacks", "skip_sigmas"):
+            require_positive(name, getattr(self, name), least=0)
+        for name in ("max_skipped_steps", "keep_last", "log_every"):
+            require_positive(name, getattr(self, name))
         for name in ("save_every", "keep_every", "threads_per_worker"):
             require_positive(name, getattr(self, name))
         if self.run is not None and (

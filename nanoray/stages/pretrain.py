@@ -278,6 +278,7 @@ def finish(job: PretrainJob) -> str:
         "training time": duration(sum(m["train/step_seconds"] for m in metrics)),
         "median speed": f"{median([m['train/tokens_per_second'] for m in metrics]):,.0f} tokens/s",
         "median MFU": f"{100 * median([m['train/mfu'] for m in metrics]):.1f} %",
+        "skipped steps": f"{metrics[-1].get('train/skipped', 0):,}",
         "dropped by packing": f"{100 * result.get('dropped_tokens_share', 0):.2f} % of the tokens",
         "most memory of a worker": f"{result.get('peak_memory_bytes', 0) / 2**30:.2f} GiB",
         "weights": weights_hash(folder),

@@ -17,7 +17,7 @@ from nanoray.connection import Resources
 from nanoray.data.batches import Share, StepRows, step_rows
 from nanoray.data.blocks import Layout
 from nanoray.data.feed import Actor, StreamStart, blocks_of, stream
-from nanoray.data.plan import Cursor, DataPlan
+from nanoray.data.plan import DataPlan
 from nanoray.metrics import MetricsLogger, start_wandb
 from nanoray.model.generate import generate
 from nanoray.model.gpt import DTYPES, GPT, GPTConfig
@@ -29,12 +29,14 @@ from nanoray.stages.pretrain_config import (
     optimizer_config,
     schedule,
 )
-from nanoray.storage import RunFolder, StageFolder, read_json
+from nanoray.storage import RunFolder, StageFolder
 from nanoray.train.checkpoint import Checkpointer
-from nanoray.train.checkpoint_files import newest_verified_step, step_name
+from nanoray.train.checkpoint_files import newest_verified_step
 from nanoray.train.device import can_compile, peak_flops
+from nanoray.train.guard import StepGuard
 from nanoray.train.loop import LoopConfig, train
 from nanoray.train.optimizer import MuonAdamW
+from nanoray.train.rollback import leave_out, start_cursor
 from nanoray.train.state import TrainState
 from nanoray.train.validation import Validation
 from nanoray.train.world import World
@@ -92,7 +94,7 @@ class PretrainJob:
         """
         folder = self.folder
         step = newest_verified_step(folder) or 0
-        cursor = saved_cursor(folder, step)
+        cursor = start_cursor(folder, step)
         attempt = folder.run.begin_attempt(STAGE, step)
         logger.info(
             "attempt %d starts %s",
@@ -123,14 +125,6 @@ class PretrainJob:
         return run_worker(self, world, steps, attempt=int(state["attempt"]), start_step=start_step)
 
 
-def saved_cursor(folder: StageFolder, step: int) -> Cursor:
-    """Read where in the data a committed step stands; step 0 stands at the beginning."""
-    if not step:
-        return Cursor()
-    saved = read_json(folder.fs, folder.path("checkpoints", step_name(step), "state.json")) or {}
-    return Cursor(*saved["cursor"])
-
-
 def run_worker(
     job: PretrainJob, world: World, steps: Iterator[StepRows], *, attempt: int, start_step: int
 ) -> dict[str, Any]:  # Any: JSON
@@ -147,6 +141,7 @@ def run_worker(
     )
     if start_step:
         checkpointer.restore(state, start_step)
+    leave_out(state, folder)
     first = next(
         steps
     )  # every rank must have opened its part of the stream before the first collective
@@ -185,7 +180,7 @@ def build_state(config: PretrainConfig, world: World) -> TrainState:
         optimizer.compile()
     elif not config.eager:
         logger.warning("no C++ compiler was found, so nothing is compiled and training is slower")
-    return TrainState(model, optimizer)
+    return TrainState(model, optimizer, guard=StepGuard(config.skip_sigmas or None))
 
 
 def checkpoint_facts(job: PretrainJob) -> dict[str, Any]:  # Any: JSON
@@ -221,6 +216,8 @@ def loop_config(job: PretrainJob, world: World) -> LoopConfig:
         flops_per_token=flops_per_token(job.model),
         peak_flops=peak_flops(world.device, DTYPES[config.dtype]),
         is_empty=lambda position: not len(job.plan.pack(position).rows),
+        max_skipped_steps=config.max_skipped_steps,
+        max_rollbacks=config.max_rollbacks,
     )
 
 

@@ -1,7 +1,9 @@
 """The one training loop: steps, checkpoints, validation; retrying is somebody else's."""
 
+import logging
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,32 +12,32 @@ import torch
 from nanoray.data.batches import StepRows
 from nanoray.metrics import MetricsLogger
 from nanoray.train.checkpoint import Checkpointer
-from nanoray.train.schedule import Schedule
+from nanoray.train.rollback import roll_back
 from nanoray.train.state import TrainState
-from nanoray.train.step import StepResult, train_step
+from nanoray.train.step import StepConfig, StepResult, train_step
 from nanoray.train.validation import Validation
 from nanoray.train.world import World, all_reduce_sum
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class LoopConfig:
+class LoopConfig(StepConfig):
     """What the loop needs to know, every value decided."""
 
-    schedule: Schedule
-    device_batch_size: int
-    """Rows per forward pass of one rank."""
     save_every: int
     validate_every: int
     flops_per_token: float
     """For forward and backward, from `model.scaling`."""
     peak_flops: float
     """Of one rank's device per second, in the compute dtype."""
-    is_empty: Callable[[int], bool]
-    """Says whether the unit at a position gives no row."""
+    max_skipped_steps: int
+    """In a row: then the run is rolled back."""
+    max_rollbacks: int
 
     @property
     def num_steps(self) -> int:
-        """Updates in the whole run."""
+        """Steps in the whole run."""
         return self.schedule.num_steps
 
 
@@ -48,7 +50,7 @@ def train(  # noqa: PLR0913, PLR0917 (the seven things that training is made of)
     checkpointer: Checkpointer,
     metrics: MetricsLogger,
 ) -> None:
-    """Train until `config.num_steps` updates are made.
+    """Train until `config.num_steps` steps are done.
 
     Args:
         state: where the run stands; changed in place.
@@ -58,25 +60,32 @@ def train(  # noqa: PLR0913, PLR0917 (the seven things that training is made of)
         world: this rank among the others.
         checkpointer: where states are saved.
         metrics: where each step is written down.
+
+    Raises:
+        DivergedError: the run was rolled back on disk, and has to be started again.
+        RollbackLimitError: it was rolled back too often, and should not.
     """
+    save_is_due = False
     if validation_is_missing(state.step, config, world, metrics):
         metrics.amend({"validation/bits_per_byte": validation.bits_per_byte(state.model)})
     try:
         while state.step < config.num_steps:
-            result = train_step(
-                state,
-                next(steps),
-                config.schedule,
-                world,
-                device_batch_size=config.device_batch_size,
-                is_empty=config.is_empty,
-            )
+            result = train_step(state, next(steps), config, world)
             metrics.record(step_values(result, state, config, world), ledger_entry(result, state))
+            if result.problem is not None:
+                tell_of_skip(result, state, world)
+                if state.guard.in_a_row >= config.max_skipped_steps:
+                    raise roll_back(
+                        state, checkpointer, result.problem, world, config.max_rollbacks
+                    )
             last = state.step == config.num_steps
             # Saved before validating: a validation that fails must not cost the run. On a
             # preemption notice we save and go on, because Ray takes a clean return for the end of
-            # the run.
-            if world.leaving_soon(state.step) or state.step % config.save_every == 0 or last:
+            # the run. After a skipped step, saving waits for the next one that is made: a rollback
+            # needs a checkpoint from before the steps that were skipped.
+            save_is_due |= world.leaving_soon(state.step) or state.step % config.save_every == 0
+            if last or (save_is_due and result.problem is None):
+                save_is_due = False
                 began = time.perf_counter()
                 checkpointer.save(state, before_commit=metrics.flush)
                 metrics.amend({"checkpoint/stall_seconds": time.perf_counter() - began})
@@ -89,6 +98,24 @@ def train(  # noqa: PLR0913, PLR0917 (the seven things that training is made of)
     finally:
         checkpointer.wait()  # also after an error: this process may be ended at once
     metrics.flush()
+
+
+def tell_of_skip(result: StepResult, state: TrainState, world: World) -> None:
+    """Log a step that was skipped, with the place of its data."""
+    if world.rank != 0:
+        return
+    logger.warning(
+        "skipped step %d: %s (%d in a row, %d in the run). Its data: row %d of unit %d to row %d "
+        "of unit %d",
+        state.step,
+        result.problem,
+        state.guard.in_a_row,
+        state.guard.skipped,
+        result.first.row,
+        result.first.position,
+        state.cursor.row,
+        state.cursor.position,
+    )
 
 
 def validation_is_missing(
@@ -113,8 +140,9 @@ def step_values(
     return {
         "step": state.step,
         "tokens": state.tokens,
-        "train/loss": result.loss,
-        "train/grad_norm": result.grad_norm,
+        "train/loss": finite(result.loss),
+        "train/grad_norm": finite(result.grad_norm),
+        "train/skipped": state.guard.skipped,
         "train/lr_multiplier": config.schedule.lr_multiplier(state.step - 1),
         "train/tokens_per_second": tokens_per_second,
         "train/mfu": tokens_per_second * config.flops_per_token / peak,
@@ -128,10 +156,20 @@ def step_values(
 
 def ledger_entry(result: StepResult, state: TrainState) -> dict[str, Any]:  # Any: JSON
     """Give what ledger.jsonl says of a step: the same for any number of workers and block size."""
+    left_out = result.left_out_from
+    gap = {} if left_out is None else {"left_out_from": [left_out.position, left_out.row]}
+    skipped = {} if result.problem is None else {"skipped": True}
     return {
         "step": state.step,
         "first": [result.first.position, result.first.row],
         "next": [state.cursor.position, state.cursor.row],
         "targets": result.num_targets,
         "rows": result.rows_hash,
+        **gap,
+        **skipped,
     }
+
+
+def finite(value: float) -> float | None:
+    """Give a number that JSON can hold; None for one that it cannot."""
+    return value if math.isfinite(value) else None

@@ -106,6 +106,7 @@ def test_every_step_says_what_is_promised(plan, tmp_path):
         "tokens",
         "train/loss",
         "train/grad_norm",
+        "train/skipped",
         "train/lr_multiplier",
         "train/tokens_per_second",
         "train/mfu",

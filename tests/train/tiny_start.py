@@ -14,6 +14,7 @@ from nanoray.storage import RunFolder, StageFolder
 from nanoray.train.checkpoint import Checkpointer
 from nanoray.train.checkpoint_files import newest_verified_step
 from nanoray.train.loop import LoopConfig, train
+from nanoray.train.rollback import leave_out
 from nanoray.train.schedule import Schedule
 from nanoray.train.validation import Validation
 from nanoray.train.world import World
@@ -50,6 +51,8 @@ class Start:
         flops_per_token=1e4,
         peak_flops=1e12,
         is_empty=never_empty,
+        max_skipped_steps=3,
+        max_rollbacks=2,
     )
 
     @property
@@ -74,6 +77,7 @@ def work(world: World, start: Start) -> dict[str, Any]:
     checkpointer = Checkpointer(start.folder, world, attempt=start.attempt, facts={})
     if start.step:
         checkpointer.restore(state, start.step)
+    leave_out(state, start.folder)
     metrics = MetricsLogger(start.folder if world.rank == 0 else None, last_step=start.step)
     validation = Validation(start.plan.validation_rows(6), start.lengths, world, 4)
     steps = tiny_steps(start.plan, state.cursor, world, start.step)
