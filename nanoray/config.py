@@ -62,7 +62,9 @@ class RunConfig:
     max_rollbacks: int = 3
     """How many times a run may go back so before it stops for good."""
     save_every: int | None = None
-    """Steps between checkpoints; by default about thirty in a run, and at most every 1000 steps."""
+    """Steps between checkpoints; by default as failures and the stall of a save ask for."""
+    save_every_minutes: float | None = None
+    """Minutes between checkpoints; may be given besides --save-every."""
     keep_last: int = 3
     """How many of the newest checkpoints are kept."""
     keep_every: int | None = None
@@ -86,6 +88,10 @@ class RunConfig:
         ):
             raise InputError(
                 f"--run {self.run!r} cannot name a folder. Use letters, digits, '-', '_' and '.'."
+            )
+        if self.save_every_minutes is not None and self.save_every_minutes <= 0:
+            raise InputError(
+                f"--save-every-minutes {self.save_every_minutes:g} is no time. Give 0.5, 10, ..."
             )
         worker_range(self.num_workers)
 

@@ -18,6 +18,7 @@ from nanoray.data.batches import Share, StepRows, step_rows
 from nanoray.data.blocks import Layout
 from nanoray.data.feed import Actor, StreamStart, blocks_of, stream
 from nanoray.data.plan import DataPlan
+from nanoray.events import append_event, failure_history, read_events
 from nanoray.metrics import MetricsLogger, start_wandb
 from nanoray.model.generate import generate
 from nanoray.model.gpt import DTYPES, GPT, GPTConfig
@@ -37,6 +38,7 @@ from nanoray.train.guard import StepGuard
 from nanoray.train.loop import LoopConfig, train
 from nanoray.train.optimizer import MuonAdamW
 from nanoray.train.rollback import leave_out, start_cursor
+from nanoray.train.save_interval import SaveConfig
 from nanoray.train.state import TrainState
 from nanoray.train.validation import Validation
 from nanoray.train.world import World
@@ -96,6 +98,7 @@ class PretrainJob:
         step = newest_verified_step(folder) or 0
         cursor = start_cursor(folder, step)
         attempt = folder.run.begin_attempt(STAGE, step)
+        append_event(folder, "begin", attempt=attempt, step=step)
         logger.info(
             "attempt %d starts %s",
             attempt,
@@ -204,14 +207,18 @@ def open_metrics(job: PretrainJob, world: World, start_step: int) -> MetricsLogg
 def loop_config(job: PretrainJob, world: World) -> LoopConfig:
     """Decide what the loop needs to know."""
     config = job.config
-    assert config.save_every, "decided"
+    minutes = config.save_every_minutes
     assert config.validate_every, "decided"
     assert config.device_batch_size, "decided"
     assert config.dtype, "decided"
     return LoopConfig(
         schedule=schedule(config, job.num_steps),
         device_batch_size=config.device_batch_size,
-        save_every=config.save_every,
+        save=SaveConfig(
+            every_steps=config.save_every,
+            every_seconds=None if minutes is None else 60 * minutes,
+            history=failure_history(read_events(job.folder)),
+        ),
         validate_every=config.validate_every,
         flops_per_token=flops_per_token(job.model),
         peak_flops=peak_flops(world.device, DTYPES[config.dtype]),

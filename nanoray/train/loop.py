@@ -13,6 +13,7 @@ from nanoray.data.batches import StepRows
 from nanoray.metrics import MetricsLogger
 from nanoray.train.checkpoint import Checkpointer
 from nanoray.train.rollback import roll_back
+from nanoray.train.save_interval import SaveConfig, SaveInterval
 from nanoray.train.state import TrainState
 from nanoray.train.step import StepConfig, StepResult, train_step
 from nanoray.train.validation import Validation
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 class LoopConfig(StepConfig):
     """What the loop needs to know, every value decided."""
 
-    save_every: int
+    save: SaveConfig
     validate_every: int
     flops_per_token: float
     """For forward and backward, from `model.scaling`."""
@@ -65,12 +66,13 @@ def train(  # noqa: PLR0913, PLR0917 (the seven things that training is made of)
         DivergedError: the run was rolled back on disk, and has to be started again.
         RollbackLimitError: it was rolled back too often, and should not.
     """
-    save_is_due = False
+    save_is_due, interval = False, SaveInterval(config.save, world.world_size, state.step)
     if validation_is_missing(state.step, config, world, metrics):
         metrics.amend({"validation/bits_per_byte": validation.bits_per_byte(state.model)})
     try:
         while state.step < config.num_steps:
-            result = train_step(state, next(steps), config, world)
+            wanted = world.rank == 0 and interval.is_due(state.step + 1)
+            result = train_step(state, next(steps), config, world, wants_save=wanted)
             metrics.record(step_values(result, state, config, world), ledger_entry(result, state))
             if result.problem is not None:
                 tell_of_skip(result, state, world)
@@ -83,12 +85,14 @@ def train(  # noqa: PLR0913, PLR0917 (the seven things that training is made of)
             # preemption notice we save and go on, because Ray takes a clean return for the end of
             # the run. After a skipped step, saving waits for the next one that is made: a rollback
             # needs a checkpoint from before the steps that were skipped.
-            save_is_due |= world.leaving_soon(state.step) or state.step % config.save_every == 0
+            save_is_due |= world.leaving_soon(state.step) or result.save_is_wanted
             if last or (save_is_due and result.problem is None):
                 save_is_due = False
                 began = time.perf_counter()
                 checkpointer.save(state, before_commit=metrics.flush)
-                metrics.amend({"checkpoint/stall_seconds": time.perf_counter() - began})
+                stall = time.perf_counter() - began
+                interval.saved(state.step, stall)
+                metrics.amend({"checkpoint/stall_seconds": stall})
             if state.step % config.validate_every == 0 or last:
                 began = time.perf_counter()
                 metrics.amend({"validation/bits_per_byte": validation.bits_per_byte(state.model)})

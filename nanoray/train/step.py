@@ -42,13 +42,22 @@ class StepResult:
     """Where the step's rows begin in the data plan."""
     left_out_from: Cursor | None
     """Where the data begin that a rollback left out just before them."""
+    save_is_wanted: bool
+    """By any rank."""
     rows_hash: str
     """Over the rows in their global order."""
     data_wait_seconds: float
     seconds: float
 
 
-def train_step(state: TrainState, rows: StepRows, config: StepConfig, world: World) -> StepResult:
+def train_step(
+    state: TrainState,
+    rows: StepRows,
+    config: StepConfig,
+    world: World,
+    *,
+    wants_save: bool = False,
+) -> StepResult:
     """Make one update from this rank's rows and those of all others, unless the guard skips it.
 
     The loss is a sum until the very end, and divided by the targets of all ranks: neither the size
@@ -57,12 +66,22 @@ def train_step(state: TrainState, rows: StepRows, config: StepConfig, world: Wor
     A skipped step leaves weights and averages as they are. Its data are used up, and it counts as a
     step, so that schedules and the length of the run do not depend on it.
 
+    Args:
+        state: changed in place.
+        rows: this rank's.
+        config: how they are computed.
+        world: this rank among the others.
+        wants_save: this rank would have the state saved after the step; all ranks hear of it.
+
     Raises:
         DataOrderError: the rows are not those that follow the cursor.
     """
     began = time.perf_counter()
     state.optimizer.zero_grad()
-    totals = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss, targets
+    # Loss, targets, and how many ranks want the state to be saved after the step: it goes along
+    # with the sums, because a collective of its own would be waited for.
+    totals = torch.zeros(3, dtype=torch.float64, device=world.device)
+    totals[2] = float(wants_save)
     factor = poison(state.cursor)
     for batch in rows.microbatches(config.device_batch_size, world.device):
         loss = state.model.loss_sum(batch.inputs, batch.targets)
@@ -79,7 +98,7 @@ def train_step(state: TrainState, rows: StepRows, config: StepConfig, world: Wor
     # Nothing is changed before the order of the rows is proven.
     order = record.cpu().numpy()
     first, state.cursor = state.cursor, check_order(order, state.cursor, config.is_empty)
-    loss_sum, num_targets = totals.tolist()
+    loss_sum, num_targets, votes = totals.tolist()
     mean_loss, grad_norm = loss_sum / num_targets, norm.item()
     updates = state.updates
     problem = state.guard.judge(mean_loss, grad_norm)
@@ -101,6 +120,7 @@ def train_step(state: TrainState, rows: StepRows, config: StepConfig, world: Wor
         num_targets=int(num_targets),
         first=first,
         left_out_from=left_out_from,
+        save_is_wanted=votes > 0,
         rows_hash=ledger_hash(order),
         data_wait_seconds=rows.wait_seconds,
         seconds=time.perf_counter() - began + rows.wait_seconds,

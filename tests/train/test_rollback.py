@@ -22,6 +22,7 @@ from nanoray.train.rollback import (
     record_rollback,
     start_cursor,
 )
+from nanoray.train.save_interval import SaveConfig
 from nanoray.train.step import train_step
 from nanoray.train.world import LocalWorld, World
 from tests.train.saved_states import open_checkpoints, state_at
@@ -152,7 +153,7 @@ def test_a_run_with_skipped_steps_that_is_killed_equals_the_one_that_is_not(
 def test_no_checkpoint_is_made_of_a_skipped_step_but_the_last(plan, tmp_path):
     units = units_of_steps(plan, tmp_path)
     start = next_start(plan, tmp_path / "bad")
-    config = replace(start.config, save_every=1, max_skipped_steps=100)
+    config = replace(start.config, save=SaveConfig(every_steps=1), max_skipped_steps=100)
 
     poisoned(LocalWorld(), replace(start, config=config), f"{units[3]}-999:inf")
 
@@ -290,7 +291,7 @@ def test_another_checkpoint_of_the_same_step_keeps_its_place(disk):
 def test_a_group_that_was_replaced_cannot_roll_back(plan, tmp_path):
     old = next_start(plan, tmp_path)
     next_start(plan, tmp_path)
-    config = replace(old.config, save_every=100)
+    config = replace(old.config, save=SaveConfig(every_steps=100))
 
     with pytest.raises(RuntimeError, match="attempt 2 has replaced attempt 1"):
         poisoned(LocalWorld(), replace(old, config=config), "0-9999:nan")

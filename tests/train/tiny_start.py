@@ -9,12 +9,14 @@ import numpy as np
 
 from nanoray.data.batches import StepRows
 from nanoray.data.plan import DataPlan
+from nanoray.events import append_event
 from nanoray.metrics import MetricsLogger
 from nanoray.storage import RunFolder, StageFolder
 from nanoray.train.checkpoint import Checkpointer
 from nanoray.train.checkpoint_files import newest_verified_step
 from nanoray.train.loop import LoopConfig, train
 from nanoray.train.rollback import leave_out
+from nanoray.train.save_interval import SaveConfig
 from nanoray.train.schedule import Schedule
 from nanoray.train.validation import Validation
 from nanoray.train.world import World
@@ -46,7 +48,7 @@ class Start:
     config: LoopConfig = LoopConfig(
         schedule=Schedule(num_steps=8),
         device_batch_size=4,
-        save_every=2,
+        save=SaveConfig(every_steps=2),
         validate_every=2,
         flops_per_token=1e4,
         peak_flops=1e12,
@@ -68,7 +70,9 @@ def next_start(plan: DataPlan, storage: Path, **changes: Any) -> Start:
     """Pick the step to go on from and number the attempt, as the driver does."""
     folder = stage_folder(str(storage))
     step = newest_verified_step(folder) or 0
-    return Start(plan, str(storage), step, folder.run.begin_attempt("pretrain", step), **changes)
+    attempt = folder.run.begin_attempt("pretrain", step)
+    append_event(folder, "begin", attempt=attempt, step=step)
+    return Start(plan, str(storage), step, attempt, **changes)
 
 
 def work(world: World, start: Start) -> dict[str, Any]:
