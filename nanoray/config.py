@@ -57,8 +57,16 @@ class RunConfig:
     """Restarts after lost workers or hangs, in a row without a new checkpoint, before giving up."""
     hang_seconds: float = 600.0
     """Silence of a training worker after which its group is looked into, and started again."""
+    skip_sigmas: float = identity(6.0)
+    """Skip steps whose gradient norm is this many deviations above the last 128; 0 for no limit."""
+    max_skipped_steps: int = identity(5)
+    """Skipped steps in a row after which the run goes back to a checkpoint and past their data."""
+    max_rollbacks: int = 3
+    """How many times a run may go back so before it stops for good."""
     save_every: int | None = None
-    """Steps between checkpoints; by default about thirty in a run, and at most every 1000 steps."""
+    """Steps between checkpoints; by default as failures and the stall of a save ask for."""
+    save_every_minutes: float | None = None
+    """Minutes between checkpoints; may be given besides --save-every."""
     keep_last: int = 3
     """How many of the newest checkpoints are kept."""
     keep_every: int | None = None
@@ -71,8 +79,10 @@ class RunConfig:
     """Move what an earlier run of this name left aside, and begin anew."""
 
     def __post_init__(self) -> None:
-        for name in ("max_restarts", "keep_last", "log_every"):
-            require_positive(name, getattr(self, name), least=0 if name == "max_restarts" else 1)
+        for name in ("max_restarts", "max_rollbacks", "skip_sigmas"):
+            require_positive(name, getattr(self, name), least=0)
+        for name in ("max_skipped_steps", "keep_last", "log_every"):
+            require_positive(name, getattr(self, name))
         require_positive("hang_seconds", self.hang_seconds, least=5)
         for name in ("save_every", "keep_every", "threads_per_worker"):
             require_positive(name, getattr(self, name))
@@ -81,6 +91,10 @@ class RunConfig:
         ):
             raise InputError(
                 f"--run {self.run!r} cannot name a folder. Use letters, digits, '-', '_' and '.'."
+            )
+        if self.save_every_minutes is not None and self.save_every_minutes <= 0:
+            raise InputError(
+                f"--save-every-minutes {self.save_every_minutes:g} is no time. Give 0.5, 10, ..."
             )
         worker_range(self.num_workers)
 

@@ -25,7 +25,7 @@ from nanoray.train.device import peak_flops, training_dtype
 from nanoray.train.optimizer import MuonAdamW, OptimizerConfig
 from nanoray.train.schedule import Schedule
 from nanoray.train.state import TrainState
-from nanoray.train.step import train_step
+from nanoray.train.step import StepConfig, train_step
 from nanoray.train.world import LocalWorld
 
 SEED = 42
@@ -145,18 +145,15 @@ def measure(
     state: TrainState, steps: Iterator[StepRows], config: TrainBench, world: LocalWorld
 ) -> dict[str, Any]:  # Any: JSON
     """Train for the time that was asked for, and give the speed."""
-    schedule = Schedule(num_steps=10**9)
+    step = StepConfig(
+        schedule=Schedule(num_steps=10**9),
+        device_batch_size=config.device_batch_size,
+        is_empty=lambda position: False,
+    )
     seconds, waits, losses = [], [], []
     counted = began = 0.0
     while not counted or time.perf_counter() - counted < config.seconds:
-        result = train_step(
-            state,
-            next(steps),
-            schedule,
-            world,
-            device_batch_size=config.device_batch_size,
-            is_empty=lambda position: False,
-        )
+        result = train_step(state, next(steps), step, world)
         losses.append(result.loss)
         now = time.perf_counter()
         began = began or now

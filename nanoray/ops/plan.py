@@ -79,7 +79,6 @@ def plan_facts(run: PretrainConfig, config: PlanConfig, peak: float) -> dict[str
     lr = rates(run, model)
     dataset = run.data if run.data in DATASETS else DEFAULT_DATASET
     shards = shards_for(DATASETS[dataset], length.tokens * BYTES_PER_TOKEN)
-    assert run.save_every, "decided"
     return {
         "depth": model.num_layers,
         "model_dim": model.model_dim,
@@ -119,6 +118,8 @@ def as_text(facts: dict[str, Any]) -> str:  # Any: JSON
     """Write the plan for a person."""
     memory = facts["memory_per_gpu_bytes"]
     lr = facts["learning_rates"]
+    every = facts["save_every"]
+    saved = f"{every} steps" if every else "1 to 60 minutes, as failures ask for"
     parts = "\n".join(
         f"    {name.replace('_', ' '):<18} {size / 2**30:8.2f} GiB" for name, size in memory.items()
     )
@@ -136,7 +137,7 @@ step       {facts["microbatches_per_step"]} microbatches of {facts["device_batch
 memory     per GPU, at the peak of a step (estimated):
 {parts}
 disk       {facts["checkpoint_bytes"] / 1e9:.1f} GB per checkpoint, \
-{facts["checkpoints_kept_bytes"] / 1e9:.1f} GB for those kept, one every {facts["save_every"]} steps
+{facts["checkpoints_kept_bytes"] / 1e9:.1f} GB for those kept, one every {saved}
 data       {facts["data_shards"]:,} shards of {facts["dataset"]}, {facts["data_bytes"] / 1e9:.0f} GB
 time       {duration(facts["hours"] * 3600)} at {100 * facts["mfu"]:.1f} % MFU on \
 {facts["num_workers"]} {facts["gpu"]}: {facts["tokens_per_second"]:,.0f} tokens/s, \

@@ -1,5 +1,6 @@
 """Pretraining as one function: prepare on the driver, train on the cluster, report."""
 
+import contextlib
 import dataclasses
 import logging
 import lzma
@@ -7,6 +8,7 @@ import shlex
 import statistics
 import sys
 import time
+from collections.abc import Iterator
 
 import ray
 import torch
@@ -19,6 +21,7 @@ from nanoray.data.datasets import BYTES_PER_TOKEN, DATASETS, resolve_data
 from nanoray.data.feed import start_pacer
 from nanoray.data.manifest import Manifest, check_unchanged, find_shards, make_manifest
 from nanoray.data.plan import DataPlan, read_documents
+from nanoray.events import DONE, INTERRUPTED, append_event
 from nanoray.metrics import read_metrics
 from nanoray.model.scaling import flops_per_token, num_parameters
 from nanoray.progress import RunDisplay, duration
@@ -64,6 +67,7 @@ def pretrain(config: PretrainConfig) -> str:
         find_shards(
             connection.absolute_address(config.data)
         )  # a typo is told before a cluster starts
+    began = time.time()
     connection.connect()
     job = prepare(config, storage)
     describe(job)
@@ -71,6 +75,7 @@ def pretrain(config: PretrainConfig) -> str:
     if STAGE in folder.run.read_state().get("stages_done", []):
         logger.info("this run is finished; --fresh begins it anew")
     else:
+        append_event(folder, "start", time=began)
         train_on_cluster(job)
     return finish(job)
 
@@ -251,7 +256,8 @@ def train_on_cluster(job: PretrainJob) -> None:
         hang_seconds=job.config.hang_seconds,
     )
     began = time.monotonic()
-    result = run_on_workers(group, job.folder.run, display)
+    with recorded(job.folder):
+        result = run_on_workers(group, job.folder.run, display)
     packed = ray.get(job.pacer.totals.remote())
     facts = {
         **(result if isinstance(result, dict) else {}),
@@ -260,6 +266,20 @@ def train_on_cluster(job: PretrainJob) -> None:
     }
     write_json(job.folder.fs, job.folder.path("result.json"), facts)
     job.folder.run.mark_done(STAGE)
+
+
+@contextlib.contextmanager
+def recorded(folder: StageFolder) -> Iterator[None]:
+    """Record when the job asks the cluster for workers, and how that ended."""
+    append_event(folder, "submit")
+    why = DONE
+    try:
+        yield
+    except BaseException as error:
+        why = INTERRUPTED if isinstance(error, KeyboardInterrupt) else type(error).__name__
+        raise
+    finally:
+        append_event(folder, "stop", why=why)
 
 
 def finish(job: PretrainJob) -> str:
@@ -283,6 +303,7 @@ def finish(job: PretrainJob) -> str:
         "training time": duration(sum(m["train/step_seconds"] for m in metrics)),
         "median speed": f"{median([m['train/tokens_per_second'] for m in metrics]):,.0f} tokens/s",
         "median MFU": f"{100 * median([m['train/mfu'] for m in metrics]):.1f} %",
+        "skipped steps": f"{metrics[-1].get('train/skipped', 0):,}",
         "dropped by packing": f"{100 * result.get('dropped_tokens_share', 0):.2f} % of the tokens",
         "most memory of a worker": f"{result.get('peak_memory_bytes', 0) / 2**30:.2f} GiB",
         "weights": weights_hash(folder),

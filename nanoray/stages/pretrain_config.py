@@ -176,7 +176,6 @@ def decide(config: PretrainConfig, *, on_gpu: bool, dtype: str) -> PretrainConfi
     steps = budget(c, model).num_steps
     return dataclasses.replace(
         c,
-        save_every=c.save_every or min(1000, math.ceil(steps / 30)),
         validate_every=c.validate_every or min(250, math.ceil(steps / 10)),
     )
 

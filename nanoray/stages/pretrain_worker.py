@@ -17,7 +17,9 @@ from nanoray.config import to_json
 from nanoray.data.batches import Share, StepRows, step_rows
 from nanoray.data.blocks import Layout
 from nanoray.data.feed import Actor, StreamStart, blocks_of, stream
-from nanoray.data.plan import Cursor, DataPlan
+from nanoray.data.plan import DataPlan
+from nanoray.events import append_event, failure_history, read_events
+from nanoray.goodput import Account, open_account
 from nanoray.metrics import MetricsLogger, start_wandb
 from nanoray.model.generate import generate
 from nanoray.model.gpt import DTYPES, GPT, GPTConfig
@@ -29,12 +31,15 @@ from nanoray.stages.pretrain_config import (
     optimizer_config,
     schedule,
 )
-from nanoray.storage import RunFolder, StageFolder, read_json
+from nanoray.storage import RunFolder, StageFolder
 from nanoray.train.checkpoint import Checkpointer
-from nanoray.train.checkpoint_files import committed_steps, newest_verified_step, step_name
+from nanoray.train.checkpoint_files import committed_steps, newest_verified_step
 from nanoray.train.device import can_compile, peak_flops
+from nanoray.train.guard import StepGuard
 from nanoray.train.loop import LoopConfig, train
 from nanoray.train.optimizer import MuonAdamW
+from nanoray.train.rollback import leave_out, start_cursor
+from nanoray.train.save_interval import SaveConfig
 from nanoray.train.state import TrainState
 from nanoray.train.validation import Validation
 from nanoray.train.world import World
@@ -96,8 +101,9 @@ class PretrainJob:
         """
         folder = self.folder
         step = newest_verified_step(folder) or 0
-        cursor = saved_cursor(folder, step)
+        cursor = start_cursor(folder, step)
         attempt = folder.run.begin_attempt(STAGE, step, device_batch_size=device_batch_size)
+        append_event(folder, "begin", attempt=attempt, step=step)
         logger.info(
             "attempt %d starts %s",
             attempt,
@@ -129,14 +135,6 @@ class PretrainJob:
         return run_worker(job, world, steps, attempt=int(state["attempt"]), start_step=start_step)
 
 
-def saved_cursor(folder: StageFolder, step: int) -> Cursor:
-    """Read where in the data a committed step stands; step 0 stands at the beginning."""
-    if not step:
-        return Cursor()
-    saved = read_json(folder.fs, folder.path("checkpoints", step_name(step), "state.json")) or {}
-    return Cursor(*saved["cursor"])
-
-
 def run_worker(
     job: PretrainJob, world: World, steps: Iterator[StepRows], *, attempt: int, start_step: int
 ) -> dict[str, Any]:  # Any: JSON
@@ -153,9 +151,11 @@ def run_worker(
     )
     if start_step:
         checkpointer.restore(state, start_step)
+    leave_out(state, folder)
     first = next(
         steps
     )  # every rank must have opened its part of the stream before the first collective
+    account = open_account(folder, start_step) if world.rank == 0 else Account(time.time())
     metrics = open_metrics(job, world, start_step)
     loop = loop_config(job, world)
     validation = Validation(
@@ -165,7 +165,7 @@ def run_worker(
         loop.device_batch_size,
     )
     gc.freeze()  # what exists now lives as long as the run
-    train(state, _chain(first, steps), validation, loop, world, checkpointer, metrics)
+    train(state, _chain(first, steps), validation, loop, world, checkpointer, metrics, account)
     metrics.close()
     if world.rank != 0:
         return {}
@@ -191,7 +191,7 @@ def build_state(config: PretrainConfig, world: World) -> TrainState:
         optimizer.compile()
     elif not config.eager:
         logger.warning("no C++ compiler was found, so nothing is compiled and training is slower")
-    return TrainState(model, optimizer)
+    return TrainState(model, optimizer, guard=StepGuard(config.skip_sigmas or None))
 
 
 def checkpoint_facts(job: PretrainJob) -> dict[str, Any]:  # Any: JSON
@@ -215,18 +215,24 @@ def open_metrics(job: PretrainJob, world: World, start_step: int) -> MetricsLogg
 def loop_config(job: PretrainJob, world: World) -> LoopConfig:
     """Decide what the loop needs to know."""
     config = job.config
-    assert config.save_every, "decided"
+    minutes = config.save_every_minutes
     assert config.validate_every, "decided"
     assert config.device_batch_size, "decided"
     assert config.dtype, "decided"
     return LoopConfig(
         schedule=schedule(config, job.num_steps),
         device_batch_size=config.device_batch_size,
-        save_every=config.save_every,
+        save=SaveConfig(
+            every_steps=config.save_every,
+            every_seconds=None if minutes is None else 60 * minutes,
+            history=failure_history(read_events(job.folder)),
+        ),
         validate_every=config.validate_every,
         flops_per_token=flops_per_token(job.model),
         peak_flops=peak_flops(world.device, DTYPES[config.dtype]),
         is_empty=lambda position: not len(job.plan.pack(position).rows),
+        max_skipped_steps=config.max_skipped_steps,
+        max_rollbacks=config.max_rollbacks,
     )
 
 

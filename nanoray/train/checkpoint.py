@@ -31,6 +31,7 @@ from nanoray.train.checkpoint_files import (
     committed_steps,
     describe_file,
     load_weights,
+    read_state,
     step_name,
 )
 from nanoray.train.state import TrainState
@@ -141,6 +142,7 @@ class Checkpointer:
                 "step": state.step,
                 "tokens": state.tokens,
                 "cursor": [state.cursor.position, state.cursor.row],
+                "guard": state.guard.to_json(),
                 "world_size": self.world.world_size,
                 **self.facts,
             },
@@ -163,7 +165,7 @@ class Checkpointer:
         aside = self._aside(snapshot.step)
         # On an object store the files of a step have one place, and writing there would damage what
         # a newer group has committed.
-        self._check_attempt(aside, snapshot.step)
+        self.check_attempt(snapshot.step)
         self.fs.makedirs(aside, exist_ok=True)
         optimizer_file = f"optimizer-{rank:05d}-of-{world_size:05d}.safetensors"
         files = {
@@ -225,19 +227,19 @@ class Checkpointer:
             files |= found["files"]
         return files
 
-    def _check_attempt(self, aside: str, step: int) -> None:
+    def check_attempt(self, step: int) -> None:
         """Raise a CheckpointError if a newer group of workers has taken over."""
         newest = int(self.folder.run.read_state().get("attempt", 0))
         if newest > self.attempt:
             raise CheckpointError(
-                aside,
+                self._aside(step),
                 f"attempt {newest} has replaced attempt {self.attempt}; step {step} is not saved.",
                 "Nothing to do: the newer attempt goes on.",
             )
 
     def _commit(self, aside: str, step: int, files: dict[str, Any]) -> None:  # Any: JSON
         """Make a step count, unless a newer group of workers has taken over."""
-        self._check_attempt(aside, step)
+        self.check_attempt(step)
         manifest = {"step": step, "attempt": self.attempt, "files": files}
         write_json(self.fs, f"{aside}/manifest.json", manifest)
         for rank in range(self.world.world_size):
@@ -283,7 +285,7 @@ class Checkpointer:
             CheckpointError: it was saved with another model, tokenizer or data plan.
         """
         path = self.folder.path("checkpoints", step_name(step))
-        saved = read_json(self.fs, f"{path}/state.json") or {}
+        saved = read_state(self.folder, step)
         # Only the manifest's files: on an object store a dead group may have left others beside.
         manifest = read_json(self.fs, f"{path}/manifest.json") or {"files": {}}
         differing = [name for name, value in self.facts.items() if saved.get(name) != value]
@@ -298,3 +300,4 @@ class Checkpointer:
                 state.optimizer.load(optimizer.read)
         state.step, state.tokens = int(saved["step"]), int(saved["tokens"])
         state.cursor = Cursor(*saved["cursor"])
+        state.guard.load(saved.get("guard", {}))

@@ -64,15 +64,25 @@ def newest_verified_step(folder: StageFolder) -> int | None:
         problem = find_damage(folder.fs, path)
         if problem is None:
             return step
-        moved = folder.path(
-            "checkpoints", "damaged", f"{step_name(step)}-{time.strftime('%Y%m%d-%H%M%S')}"
-        )
-        folder.fs.makedirs(folder.path("checkpoints", "damaged"), exist_ok=True)
-        folder.fs.mv(path, moved, recursive=True)
+        moved = move_aside(folder, step, "damaged")
         logger.warning(
             "checkpoint of step %d is damaged (%s); moved it to %s", step, problem, moved
         )
     return None
+
+
+def move_aside(folder: StageFolder, step: int, reason: str) -> str:
+    """Move a step to where it does not count, without deleting it; gives its new place."""
+    name = f"{step_name(step)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    moved = folder.path("checkpoints", reason, name)
+    folder.fs.makedirs(folder.path("checkpoints", reason), exist_ok=True)
+    folder.fs.mv(folder.path("checkpoints", step_name(step)), moved, recursive=True)
+    return moved
+
+
+def read_state(folder: StageFolder, step: int) -> dict[str, Any]:  # Any: JSON
+    """Read state.json of a committed step."""
+    return read_json(folder.fs, folder.path("checkpoints", step_name(step), "state.json")) or {}
 
 
 def find_damage(fs: AbstractFileSystem, path: str) -> str | None:

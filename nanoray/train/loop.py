@@ -1,45 +1,49 @@
 """The one training loop: steps, checkpoints, validation; retrying is somebody else's."""
 
+import logging
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from nanoray.data.batches import StepRows
+from nanoray.goodput import Account
 from nanoray.metrics import MetricsLogger
 from nanoray.train.checkpoint import Checkpointer
-from nanoray.train.schedule import Schedule
+from nanoray.train.rollback import roll_back
+from nanoray.train.save_interval import SaveConfig, SaveInterval
 from nanoray.train.state import TrainState
-from nanoray.train.step import StepResult, train_step
+from nanoray.train.step import StepConfig, StepResult, train_step
 from nanoray.train.validation import Validation
 from nanoray.train.world import World, all_reduce_sum
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class LoopConfig:
+class LoopConfig(StepConfig):
     """What the loop needs to know, every value decided."""
 
-    schedule: Schedule
-    device_batch_size: int
-    """Rows per forward pass of one rank."""
-    save_every: int
+    save: SaveConfig
     validate_every: int
     flops_per_token: float
     """For forward and backward, from `model.scaling`."""
     peak_flops: float
     """Of one rank's device per second, in the compute dtype."""
-    is_empty: Callable[[int], bool]
-    """Says whether the unit at a position gives no row."""
+    max_skipped_steps: int
+    """In a row: then the run is rolled back."""
+    max_rollbacks: int
 
     @property
     def num_steps(self) -> int:
-        """Updates in the whole run."""
+        """Steps in the whole run."""
         return self.schedule.num_steps
 
 
-def train(  # noqa: PLR0913, PLR0917 (the seven things that training is made of)
+def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
     state: TrainState,
     steps: Iterator[StepRows],
     validation: Validation,
@@ -47,8 +51,9 @@ def train(  # noqa: PLR0913, PLR0917 (the seven things that training is made of)
     world: World,
     checkpointer: Checkpointer,
     metrics: MetricsLogger,
+    account: Account,
 ) -> None:
-    """Train until `config.num_steps` updates are made.
+    """Train until `config.num_steps` steps are done.
 
     Args:
         state: where the run stands; changed in place.
@@ -58,38 +63,73 @@ def train(  # noqa: PLR0913, PLR0917 (the seven things that training is made of)
         world: this rank among the others.
         checkpointer: where states are saved.
         metrics: where each step is written down.
+        account: of the time that is spent.
+
+    Raises:
+        DivergedError: the run was rolled back on disk, and has to be started again.
+        RollbackLimitError: it was rolled back too often, and should not.
     """
+    save_is_due, interval = False, SaveInterval(config.save, world.world_size, state.step)
     if validation_is_missing(state.step, config, world, metrics):
         metrics.amend({"validation/bits_per_byte": validation.bits_per_byte(state.model)})
     try:
         while state.step < config.num_steps:
-            result = train_step(
-                state,
-                next(steps),
-                config.schedule,
-                world,
-                device_batch_size=config.device_batch_size,
-                is_empty=config.is_empty,
-            )
+            wanted = world.rank == 0 and interval.is_due(state.step + 1)
+            result = train_step(state, next(steps), config, world, wants_save=wanted)
             world.beat(f"step {state.step}")
-            metrics.record(step_values(result, state, config, world), ledger_entry(result, state))
+            account.spend_step(result.data_wait_seconds, skipped=result.problem is not None)
+            values = step_values(result, state, config, world)
+            metrics.record({**values, **account.values()}, ledger_entry(result, state))
+            if result.problem is not None:
+                tell_of_skip(result, state, world)
+                roll_back_if_diverged(result.problem, state, config, world, checkpointer)
             last = state.step == config.num_steps
             # Saved before validating: a validation that fails must not cost the run. On a
             # preemption notice we save and go on, because Ray takes a clean return for the end of
-            # the run.
-            if world.leaving_soon(state.step) or state.step % config.save_every == 0 or last:
-                began = time.perf_counter()
+            # the run. After a skipped step, saving waits for the next one that is made: a rollback
+            # needs a checkpoint from before the steps that were skipped.
+            save_is_due |= world.leaving_soon(state.step) or result.save_is_wanted
+            if last or (save_is_due and result.problem is None):
+                save_is_due = False
                 checkpointer.save(state, before_commit=metrics.flush)
-                metrics.amend({"checkpoint/stall_seconds": time.perf_counter() - began})
+                stall = account.spend("checkpoint_stall")
+                interval.saved(state.step, stall)
+                metrics.amend({"checkpoint/stall_seconds": stall, **account.values()})
             if state.step % config.validate_every == 0 or last:
-                began = time.perf_counter()
                 metrics.amend({"validation/bits_per_byte": validation.bits_per_byte(state.model)})
-                metrics.amend({"validation/seconds": time.perf_counter() - began})
+                seconds = account.spend("validation")
+                metrics.amend({"validation/seconds": seconds, **account.values()})
             if world.rank == 0:
                 world.report(state.step, metrics.last)
     finally:
         checkpointer.wait()  # also after an error: this process may be ended at once
     metrics.flush()
+
+
+def tell_of_skip(result: StepResult, state: TrainState, world: World) -> None:
+    """Log a step that was skipped, with the place of its data."""
+    if world.rank != 0:
+        return
+    logger.warning(
+        "skipped step %d: %s (%d in a row, %d in the run). Its data: row %d of unit %d to row %d "
+        "of unit %d",
+        state.step,
+        result.problem,
+        state.guard.in_a_row,
+        state.guard.skipped,
+        result.first.row,
+        result.first.position,
+        state.cursor.row,
+        state.cursor.position,
+    )
+
+
+def roll_back_if_diverged(
+    problem: str, state: TrainState, config: LoopConfig, world: World, checkpointer: Checkpointer
+) -> None:
+    """End this start of the run if too many steps in a row were skipped."""
+    if state.guard.in_a_row >= config.max_skipped_steps:
+        raise roll_back(state, checkpointer, problem, world, config.max_rollbacks)
 
 
 def validation_is_missing(
@@ -114,8 +154,9 @@ def step_values(
     return {
         "step": state.step,
         "tokens": state.tokens,
-        "train/loss": result.loss,
-        "train/grad_norm": result.grad_norm,
+        "train/loss": finite(result.loss),
+        "train/grad_norm": finite(result.grad_norm),
+        "train/skipped": state.guard.skipped,
         "train/lr_multiplier": config.schedule.lr_multiplier(state.step - 1),
         "train/tokens_per_second": tokens_per_second,
         "train/mfu": tokens_per_second * config.flops_per_token / peak,
@@ -129,10 +170,20 @@ def step_values(
 
 def ledger_entry(result: StepResult, state: TrainState) -> dict[str, Any]:  # Any: JSON
     """Give what ledger.jsonl says of a step: the same for any number of workers and block size."""
+    left_out = result.left_out_from
+    gap = {} if left_out is None else {"left_out_from": [left_out.position, left_out.row]}
+    skipped = {} if result.problem is None else {"skipped": True}
     return {
         "step": state.step,
         "first": [result.first.position, result.first.row],
         "next": [state.cursor.position, state.cursor.row],
         "targets": result.num_targets,
         "rows": result.rows_hash,
+        **gap,
+        **skipped,
     }
+
+
+def finite(value: float) -> float | None:
+    """Give a number that JSON can hold; None for one that it cannot."""
+    return value if math.isfinite(value) else None

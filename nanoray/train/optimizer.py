@@ -1,10 +1,10 @@
 """Muon for the blocks, AdamW for embedding and unembedding, shared out over the ranks.
 
-Parameters of one shape are views into one stack, gradients likewise. A step sums each stack of
-gradients over the ranks with one reduce-scatter, so that every rank holds the sum of its share;
-clips by the norm over all shares; updates its share; and gathers the stack again while the next one
-is updated. State exists only for a rank's own share, and is known by the parameter's name, so that
-a checkpoint can be loaded by any number of ranks.
+Parameters of one shape are views into one stack, gradients likewise. `reduce` sums each stack of
+gradients over the ranks with one reduce-scatter, so that every rank holds the sum of its share, and
+gives the norm over all shares. `update` clips by it, updates the rank's share, and gathers each
+stack again while the next one is updated. State exists only for a rank's own share, and is known by
+the parameter's name, so that a checkpoint can be loaded by any number of ranks.
 """
 
 import math
@@ -135,45 +135,59 @@ class MuonAdamW:
             stack.grads.zero_()
 
     @torch.no_grad()
-    def step(
-        self, step: int, *, num_targets: Tensor, lr_multiplier: float, momentum: float
-    ) -> Tensor:
-        """Update all parameters from the summed gradients of all ranks.
+    def reduce(self, num_targets: Tensor) -> Tensor:
+        """Sum the gradients of all ranks, and change nothing else.
 
         Args:
-            step: updates made before this one; AdamW's bias correction counts them.
             num_targets: by how much the sum is divided to be a mean, () on the device, the same on
             all ranks.
-            lr_multiplier: factor on all learning rates.
-            momentum: Muon's.
 
         Returns:
-            The norm of the mean gradient before clipping, ().
+            The norm of the mean gradient, (), the same on all ranks.
         """
         pending = [(stack, stack.reduce()) for stack in self.stacks]
         square = torch.zeros((), device=self.world.device)
         for stack, reduction in pending:
             reduction.wait()
             square += stack.grad.float().square().sum()
-        norm = all_reduce_sum(square).sqrt() / num_targets
+        return all_reduce_sum(square).sqrt() / num_targets
+
+    @torch.no_grad()
+    def update(
+        self,
+        updates: int,
+        *,
+        norm: Tensor,
+        num_targets: Tensor,
+        lr_multiplier: float,
+        momentum: float,
+    ) -> None:
+        """Update all parameters from the gradients that `reduce` has summed.
+
+        Args:
+            updates: those made before this one; AdamW's bias correction counts them.
+            norm: what `reduce` gave.
+            num_targets: as for `reduce`.
+            lr_multiplier: factor on all learning rates.
+            momentum: Muon's.
+        """
         scale = 1 / num_targets
         if self.config.grad_clip is not None:
             scale = scale * (self.config.grad_clip / (norm + 1e-6)).clamp(max=1.0)
 
         gathering = []
         for stack, lr in self.adamw:
-            self._update_rows(stack, step, scale, lr * lr_multiplier)
+            self._update_rows(stack, updates, scale, lr * lr_multiplier)
             gathering.append(stack.gather())
         for stack in self.muon:
             self._update_matrices(stack, scale, self.config.matrix_lr * lr_multiplier, momentum)
             gathering.append(stack.gather())
         for gather in gathering:
             gather.wait()
-        return norm
 
-    def _update_rows(self, stack: Stack, step: int, scale: Tensor, lr: float) -> None:
+    def _update_rows(self, stack: Stack, updates: int, scale: Tensor, lr: float) -> None:
         """Make one AdamW update of this rank's share of a stack."""
-        first, second = (1 - beta ** (step + 1) for beta in self.config.betas)
+        first, second = (1 - beta ** (updates + 1) for beta in self.config.betas)
         size, decay = lr * math.sqrt(second) / first, 1 - lr * self.config.weight_decay
         factors = torch.stack([scale, scale.new_tensor(size), scale.new_tensor(decay)])
         state = (stack.state["exp_avg"], stack.state["exp_avg_sq"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from nanoray.data.plan import Cursor
 from nanoray.model.gpt import GPT
+from nanoray.train.guard import StepGuard
 from nanoray.train.optimizer import MuonAdamW
 
 
@@ -18,8 +19,17 @@ class TrainState:
     model: GPT
     optimizer: MuonAdamW
     step: int = 0
-    """Updates made."""
+    """Steps done, skipped ones included: schedules go by them."""
     tokens: int = 0
     """Targets learned from."""
     cursor: Cursor = field(default_factory=Cursor)
     """The next row of the data plan."""
+    guard: StepGuard = field(default_factory=StepGuard)
+    """Decides which steps are skipped."""
+    left_out_from: Cursor | None = None
+    """Where data were left out by a rollback, up to the cursor, since the last step."""
+
+    @property
+    def updates(self) -> int:
+        """Steps in which the weights were changed."""
+        return self.step - self.guard.skipped

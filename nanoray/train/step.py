@@ -1,18 +1,31 @@
-"""One step: forward and backward over the rank's microbatches, then one update for all."""
+"""One step: forward and backward over the rank's microbatches, then one update for all, or none."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from nanoray.data.batches import StepRows
 from nanoray.data.blocks import check_order, ledger_hash
 from nanoray.data.plan import Cursor
 from nanoray.text.chat import IGNORE_INDEX
+from nanoray.train.guard import poison
 from nanoray.train.schedule import Schedule
 from nanoray.train.state import TrainState
 from nanoray.train.world import World, all_reduce_sum
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """What a step needs to know, every value decided."""
+
+    schedule: Schedule
+    device_batch_size: int
+    """Rows per forward pass of one rank."""
+    is_empty: Callable[[int], bool]
+    """Says whether the unit at a position gives no row."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +36,15 @@ class StepResult:
     """Mean over all targets of the global batch, in nats."""
     grad_norm: float
     """Of the mean gradient, before clipping."""
+    problem: str | None
+    """Why the step was skipped; None if it was made."""
     num_targets: int
     first: Cursor
     """Where the step's rows begin in the data plan."""
+    left_out_from: Cursor | None
+    """Where the data begin that a rollback left out just before them."""
+    save_is_wanted: bool
+    """By any rank."""
     rows_hash: str
     """Over the rows in their global order."""
     data_wait_seconds: float
@@ -35,50 +54,79 @@ class StepResult:
 def train_step(
     state: TrainState,
     rows: StepRows,
-    schedule: Schedule,
+    config: StepConfig,
     world: World,
     *,
-    device_batch_size: int,
-    is_empty: Callable[[int], bool],
+    wants_save: bool = False,
 ) -> StepResult:
-    """Make one update from this rank's rows and those of all others.
+    """Make one update from this rank's rows and those of all others, unless the guard skips it.
 
     The loss is a sum until the very end, and divided by the targets of all ranks: neither the size
     of a microbatch nor the number of ranks can weight a token.
+
+    A skipped step leaves weights and averages as they are. Its data are used up, and it counts as a
+    step, so that schedules and the length of the run do not depend on it.
+
+    With `wants_save` this rank asks for the state to be saved after the step; all ranks hear of it.
 
     Raises:
         DataOrderError: the rows are not those that follow the cursor.
     """
     began = time.perf_counter()
-    state.optimizer.zero_grad()
-    totals = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss, targets
-    for batch in rows.microbatches(device_batch_size, world.device):
-        loss = state.model.loss_sum(batch.inputs, batch.targets)
-        loss.backward()
-        totals[0] += loss.detach()
-        totals[1] += (batch.targets != IGNORE_INDEX).sum()
-    all_reduce_sum(totals)
+    totals = compute_gradients(state, rows, config, world, wants_save)
     record = all_reduce_sum(rows.record.to(world.device))
 
-    norm = state.optimizer.step(
-        state.step,
-        num_targets=totals[1].float(),
-        lr_multiplier=schedule.lr_multiplier(state.step),
-        momentum=schedule.momentum(state.step),
-    )
-    # The GPU is waited for here, after the update is under way. Nothing is saved before the order
-    # of the rows is proven.
+    norm = state.optimizer.reduce(totals[1].float())
+
+    # The device is waited for once in a step: here, because the host has to know the norm before it
+    # starts an update. While the device makes that update, the host is already at the next step.
+    # Nothing is changed before the order of the rows is proven.
     order = record.cpu().numpy()
-    first, state.cursor = state.cursor, check_order(order, state.cursor, is_empty)
-    loss_sum, num_targets = totals.tolist()
+    first, state.cursor = state.cursor, check_order(order, state.cursor, config.is_empty)
+    loss_sum, num_targets, votes = totals.tolist()
+    mean_loss, grad_norm = loss_sum / num_targets, norm.item()
+    updates = state.updates
+    problem = state.guard.judge(mean_loss, grad_norm)
+    if problem is None:
+        state.optimizer.update(
+            updates,
+            norm=norm,
+            num_targets=totals[1].float(),
+            lr_multiplier=config.schedule.lr_multiplier(state.step),
+            momentum=config.schedule.momentum(state.step),
+        )
+        state.tokens += int(num_targets)
     state.step += 1
-    state.tokens += int(num_targets)
+    left_out_from, state.left_out_from = state.left_out_from, None
     return StepResult(
-        loss=loss_sum / num_targets,
-        grad_norm=norm.item(),
+        loss=mean_loss,
+        grad_norm=grad_norm,
+        problem=problem,
         num_targets=int(num_targets),
         first=first,
+        left_out_from=left_out_from,
+        save_is_wanted=votes > 0,
         rows_hash=ledger_hash(order),
         data_wait_seconds=rows.wait_seconds,
         seconds=time.perf_counter() - began + rows.wait_seconds,
     )
+
+
+def compute_gradients(
+    state: TrainState, rows: StepRows, config: StepConfig, world: World, wants_save: bool
+) -> Tensor:
+    """Go forward and backward over this rank's rows; gives sums over all ranks, (3,) float64.
+
+    They are loss, targets, and how many ranks want the state to be saved after the step, which goes
+    along because a collective of its own would be waited for.
+    """
+    state.optimizer.zero_grad()
+    totals = torch.zeros(3, dtype=torch.float64, device=world.device)
+    totals[2] = float(wants_save)
+    factor = poison(state.cursor)
+    for batch in rows.microbatches(config.device_batch_size, world.device):
+        loss = state.model.loss_sum(batch.inputs, batch.targets)
+        (loss if factor == 1.0 else loss * factor).backward()
+        totals[0] += loss.detach()
+        totals[1] += (batch.targets != IGNORE_INDEX).sum()
+    return all_reduce_sum(totals)

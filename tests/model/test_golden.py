@@ -53,9 +53,12 @@ def golden_training() -> Training:
         optimizer.zero_grad()
         loss = model.loss_sum(*golden_batch(step))
         loss.backward()
-        norm = optimizer.step(
+        num_targets = torch.tensor(256.0)
+        norm = optimizer.reduce(num_targets)
+        optimizer.update(
             step,
-            num_targets=torch.tensor(256.0),
+            norm=norm,
+            num_targets=num_targets,
             lr_multiplier=1.0,
             momentum=Schedule(num_steps=1_000_000).momentum(step),
         )

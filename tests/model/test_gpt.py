@@ -237,7 +237,9 @@ def test_an_embedding_in_bf16_is_the_rounded_one_and_learns(compute_dtype: torch
     optimizer = MuonAdamW(model, OptimizerConfig(0.02, 0.2, 0.004), LocalWorld())
     first = model.loss_sum(inputs, targets)
     first.backward()
-    optimizer.step(0, num_targets=torch.tensor(128.0), lr_multiplier=1.0, momentum=0.85)
+    num_targets = torch.tensor(128.0)
+    norm = optimizer.reduce(num_targets)
+    optimizer.update(0, norm=norm, num_targets=num_targets, lr_multiplier=1.0, momentum=0.85)
     after = model.loss_sum(inputs, targets)
 
     weight = model.embedding.weight

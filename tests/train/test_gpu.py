@@ -17,7 +17,7 @@ from nanoray.model.scaling import gpu_peak_flops
 from nanoray.train.device import can_compile, peak_flops, training_dtype
 from nanoray.train.schedule import Schedule
 from nanoray.train.state import TrainState
-from nanoray.train.step import StepResult, train_step
+from nanoray.train.step import StepConfig, StepResult, train_step
 from nanoray.train.world import LocalWorld, all_gather, all_reduce_sum, reduce_scatter_sum
 from tests.train.ranks import process_context
 from tests.train.tiny_run import T, contents, tiny_model, tiny_plan, tiny_state, tiny_steps
@@ -33,6 +33,7 @@ SHAPE = {"num_heads": 2, "num_kv_heads": 2, "head_dim": 64}
 """Heads of a size that every kernel knows."""
 IN_BF16 = {**SHAPE, "compute_dtype": torch.bfloat16}
 NUM_STEPS = 4
+STEP = StepConfig(Schedule(num_steps=NUM_STEPS), 4, lambda position: False)
 
 
 @pytest.fixture(autouse=True)
@@ -57,17 +58,7 @@ def on_gpu(work: Callable[..., Any], *args: Any) -> Any:
 
 def make_steps(state: TrainState, plan: DataPlan, world: LocalWorld) -> list[StepResult]:
     rows = tiny_steps(plan, Cursor(), world)
-    results = [
-        train_step(
-            state,
-            next(rows),
-            Schedule(num_steps=NUM_STEPS),
-            world,
-            device_batch_size=4,
-            is_empty=lambda position: False,
-        )
-        for _ in range(NUM_STEPS)
-    ]
+    results = [train_step(state, next(rows), STEP, world) for _ in range(NUM_STEPS)]
     rows.close()
     return results
 

@@ -8,10 +8,12 @@ import pytest
 
 from nanoray.data.blocks import DataOrderError
 from nanoray.data.plan import Cursor, DataPlan
+from nanoray.goodput import CATEGORIES, Account, key
 from nanoray.metrics import MetricsLogger, read_metrics
 from nanoray.train.checkpoint import Checkpointer
 from nanoray.train.checkpoint_files import committed_steps, newest_verified_step
 from nanoray.train.loop import train
+from nanoray.train.save_interval import SaveConfig
 from nanoray.train.schedule import Schedule
 from nanoray.train.validation import Validation
 from nanoray.train.world import LocalWorld
@@ -106,6 +108,7 @@ def test_every_step_says_what_is_promised(plan, tmp_path):
         "tokens",
         "train/loss",
         "train/grad_norm",
+        "train/skipped",
         "train/lr_multiplier",
         "train/tokens_per_second",
         "train/mfu",
@@ -114,6 +117,7 @@ def test_every_step_says_what_is_promised(plan, tmp_path):
         "data/position",
         "data/row",
         "time",
+        *map(key, CATEGORIES),
     }
     when_saved = {"checkpoint/stall_seconds"}
     when_validated = {"validation/bits_per_byte", "validation/seconds"}
@@ -140,7 +144,12 @@ def test_the_ledger_says_where_each_step_begins_and_ends(plan, tmp_path):
 
 def test_steps_are_saved_and_validated_when_due_and_at_the_end(plan, tmp_path):
     start = next_start(plan, tmp_path)
-    config = replace(start.config, schedule=Schedule(num_steps=7), save_every=3, validate_every=5)
+    config = replace(
+        start.config,
+        schedule=Schedule(num_steps=7),
+        save=SaveConfig(every_steps=3),
+        validate_every=5,
+    )
 
     work(LocalWorld(), replace(start, config=config))
 
@@ -210,7 +219,7 @@ def test_a_finished_run_has_nothing_left_to_do(plan, tmp_path):
 
 def test_rows_in_the_wrong_order_are_never_saved(plan, tmp_path):
     start = next_start(plan, tmp_path)
-    config = replace(start.config, save_every=1)
+    config = replace(start.config, save=SaveConfig(every_steps=1))
     work(LocalWorld(), replace(start, config=config, lost_after=2))
     again = next_start(plan, tmp_path, config=config)
 
@@ -221,7 +230,7 @@ def test_rows_in_the_wrong_order_are_never_saved(plan, tmp_path):
     validation = Validation(plan.validation_rows(6), again.lengths, world, 4)
     steps = tiny_steps(plan, Cursor(), world)  # not where the checkpoint stands
     with pytest.raises(DataOrderError):
-        train(state, steps, validation, config, world, checkpointer, metrics)
+        train(state, steps, validation, config, world, checkpointer, metrics, Account(0.0))
     checkpointer.wait()
     metrics.close()
     steps.close()
@@ -247,7 +256,7 @@ class LeavingWorld(LocalWorld):
 
 def test_a_machine_that_is_taken_away_saves_first_and_goes_on(plan, tmp_path):
     start = next_start(plan, tmp_path)
-    config = replace(start.config, save_every=100)
+    config = replace(start.config, save=SaveConfig(every_steps=100))
 
     work(LeavingWorld(step=3), replace(start, config=config))
 

@@ -54,12 +54,16 @@ def make_steps(model: GPT, config: OptimizerConfig, world: World, ranks: list[in
 def take_step(
     optimizer: MuonAdamW, step: int = 0, lr_multiplier: float = 1.0, momentum: float = 0.9
 ) -> Tensor:
-    return optimizer.step(
+    num_targets = torch.tensor(float(NUM_TARGETS))
+    norm = optimizer.reduce(num_targets)
+    optimizer.update(
         step,
-        num_targets=torch.tensor(float(NUM_TARGETS)),
+        norm=norm,
+        num_targets=num_targets,
         lr_multiplier=lr_multiplier,
         momentum=momentum,
     )
+    return norm
 
 
 def mean_gradients(model: GPT, name: str) -> list[Tensor]:

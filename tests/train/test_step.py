@@ -11,7 +11,7 @@ from nanoray.data.blocks import DataOrderError, ledger_hash
 from nanoray.data.plan import Cursor, DataPlan
 from nanoray.train.schedule import Schedule
 from nanoray.train.state import TrainState
-from nanoray.train.step import StepResult, train_step
+from nanoray.train.step import StepConfig, StepResult, train_step
 from nanoray.train.world import LocalWorld, World
 from tests.train.tiny_run import LAYOUT, T, contents, tiny_plan, tiny_state, tiny_steps
 
@@ -28,19 +28,16 @@ def never_empty(position: int) -> bool:
     return False
 
 
+def step_config(device_batch_size: int) -> StepConfig:
+    return StepConfig(SCHEDULE, device_batch_size, never_empty)
+
+
 def make_steps(
     state: TrainState, plan: DataPlan, world: World, device_batch_size: int
 ) -> list[StepResult]:
     rows = tiny_steps(plan, state.cursor, world)
     results = [
-        train_step(
-            state,
-            next(rows),
-            SCHEDULE,
-            world,
-            device_batch_size=device_batch_size,
-            is_empty=never_empty,
-        )
+        train_step(state, next(rows), step_config(device_batch_size), world)
         for _ in range(NUM_STEPS)
     ]
     rows.close()
@@ -60,9 +57,7 @@ def test_loss_and_norm_are_those_of_one_mean_over_the_whole_batch(plan):
     rows = next(steps)
     steps.close()
 
-    result = train_step(
-        state, rows, SCHEDULE, LocalWorld(), device_batch_size=5, is_empty=never_empty
-    )
+    result = train_step(state, rows, step_config(5), LocalWorld())
 
     reference.requires_grad_()
     reference.zero_grad()
@@ -153,9 +148,7 @@ def test_rows_that_do_not_follow_the_cursor_are_refused_and_not_counted(plan):
     rows = tiny_steps(plan, Cursor(1), LocalWorld())
 
     with pytest.raises(DataOrderError, match="row 0 of unit 0 was due"):
-        train_step(
-            state, next(rows), SCHEDULE, LocalWorld(), device_batch_size=4, is_empty=never_empty
-        )
+        train_step(state, next(rows), step_config(4), LocalWorld())
 
     rows.close()
     assert (state.step, state.tokens, state.cursor) == (0, 0, Cursor())

@@ -1,5 +1,6 @@
 """Starts of a tiny run: what driver and workers do, without a cluster, until a machine is lost."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +10,15 @@ import numpy as np
 
 from nanoray.data.batches import StepRows
 from nanoray.data.plan import DataPlan
+from nanoray.events import append_event
+from nanoray.goodput import Account, open_account
 from nanoray.metrics import MetricsLogger
 from nanoray.storage import RunFolder, StageFolder
 from nanoray.train.checkpoint import Checkpointer
 from nanoray.train.checkpoint_files import newest_verified_step
 from nanoray.train.loop import LoopConfig, train
+from nanoray.train.rollback import leave_out
+from nanoray.train.save_interval import SaveConfig
 from nanoray.train.schedule import Schedule
 from nanoray.train.validation import Validation
 from nanoray.train.world import World
@@ -45,11 +50,13 @@ class Start:
     config: LoopConfig = LoopConfig(
         schedule=Schedule(num_steps=8),
         device_batch_size=4,
-        save_every=2,
+        save=SaveConfig(every_steps=2),
         validate_every=2,
         flops_per_token=1e4,
         peak_flops=1e12,
         is_empty=never_empty,
+        max_skipped_steps=3,
+        max_rollbacks=2,
     )
 
     @property
@@ -65,7 +72,9 @@ def next_start(plan: DataPlan, storage: Path, **changes: Any) -> Start:
     """Pick the step to go on from and number the attempt, as the driver does."""
     folder = stage_folder(str(storage))
     step = newest_verified_step(folder) or 0
-    return Start(plan, str(storage), step, folder.run.begin_attempt("pretrain", step), **changes)
+    attempt = folder.run.begin_attempt("pretrain", step)
+    append_event(folder, "begin", attempt=attempt, step=step)
+    return Start(plan, str(storage), step, attempt, **changes)
 
 
 def work(world: World, start: Start) -> dict[str, Any]:
@@ -74,6 +83,8 @@ def work(world: World, start: Start) -> dict[str, Any]:
     checkpointer = Checkpointer(start.folder, world, attempt=start.attempt, facts={})
     if start.step:
         checkpointer.restore(state, start.step)
+    leave_out(state, start.folder)
+    account = open_account(start.folder, start.step) if world.rank == 0 else Account(time.time())
     metrics = MetricsLogger(start.folder if world.rank == 0 else None, last_step=start.step)
     validation = Validation(start.plan.validation_rows(6), start.lengths, world, 4)
     steps = tiny_steps(start.plan, state.cursor, world, start.step)
@@ -86,6 +97,7 @@ def work(world: World, start: Start) -> dict[str, Any]:
             world,
             checkpointer,
             metrics,
+            account,
         )
     except MachineLostError:
         checkpointer.wait()  # what was under way may come through: each test says which step did
