@@ -6,6 +6,7 @@ Workers are started on it by `cluster.py`.
 import logging
 import math
 import os
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from nanoray.data.feed import STREAM_CPUS
 
 LOCAL_OBJECT_STORE_BYTES = 2**30
 """Blocks under way need a few megabytes; Ray would take a third of the memory."""
+CONNECT_TIMEOUT_SECONDS = 10
 LEAST_CPUS_PER_WORKER = 0.1
 GPU_WORKER_CPUS = 8.0
 
@@ -30,7 +32,7 @@ def connect() -> None:
     """Connect to RAY_ADDRESS or to what `ray start` left running here, or start a local cluster.
 
     Raises:
-        InputError: the cluster does not take our token.
+        InputError: nobody answers, or the cluster does not take our token.
     """
     if ray.is_initialized():
         return
@@ -55,17 +57,40 @@ def connect() -> None:
             **quiet,
         )
         return
+    check_answers(address)
     try:
         ray.init(address=address, **quiet)
     except ray.exceptions.AuthenticationError as error:
-        raise InputError(
-            f"The Ray cluster at {address} did not take the token of this machine. Copy the head's "
-            "~/.ray/auth_token here; for a cluster without tokens, set RAY_AUTH_MODE=disabled."
-        ) from error
+        raise _token_refused(address) from error
     except ConnectionError as error:
-        raise InputError(
-            f"No Ray cluster answers at {address}. Start one, or unset RAY_ADDRESS to work here."
-        ) from error
+        # Ray tells of a token that the cluster refused in nothing but this text.
+        if "AuthenticationError" in str(error.__cause__):
+            raise _token_refused(address) from error
+        raise _no_answer(address) from error
+
+
+def check_answers(address: str) -> None:
+    """Raise an InputError unless somebody listens there: Ray would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:  # "auto", "local"
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise _no_answer(address) from error
+
+
+def _no_answer(address: str) -> InputError:
+    return InputError(
+        f"No Ray cluster answers at {address}. Start one, or unset RAY_ADDRESS to work here."
+    )
+
+
+def _token_refused(address: str) -> InputError:
+    return InputError(
+        f"The Ray cluster at {address} did not take the token of this machine. Copy the head's "
+        "~/.ray/auth_token here; for a cluster without tokens, set RAY_AUTH_MODE=disabled."
+    )
 
 
 def started_cluster() -> str | None:
@@ -148,7 +173,7 @@ def choose_resources(config: RunConfig) -> Resources:
             + (f"Give --num-workers {fitting} at most" if fitting else "Give the cluster more CPUs")
             + (", or fewer --cpus-per-worker." if config.cpus_per_worker else ".")
         )
-    threads = config.threads_per_worker or max(1, int(GPU_WORKER_CPUS if use_gpu else cpus) // high)
+    threads = config.threads_per_worker or max(1, int(wanted) if use_gpu else int(cpus) // high)
     free = cpus - high * wanted - 1
     return Resources((low, high), use_gpu, wanted, threads, max(1, min(int(free), 2 * high)))
 

@@ -1,0 +1,155 @@
+"""Groups of real workers: what comes back from them, and what starts them again."""
+
+import io
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray.data import DataIterator, Dataset
+
+from nanoray.cluster import Group, RayWorld, run_on_workers
+from nanoray.config import DataError, InputError, RunFailedError
+from nanoray.connection import Resources
+from nanoray.data.blocks import Layout
+from nanoray.data.feed import start_pacer
+from nanoray.progress import RunDisplay
+from nanoray.storage import RunFolder
+from tests.driver import connected
+from tests.running import Cluster
+
+pytestmark = pytest.mark.cluster
+
+LAYOUT = Layout(rows_per_step=8, rows_per_block=4)
+TWO_WORKERS = Resources((2, 2), False, 1.0, 3, 1)
+POSITION = {"data/position": 5, "data/row": 2}
+
+logger = logging.getLogger("nanoray.tested")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_connection(ray_cluster: Cluster) -> Iterator[None]:
+    with connected(ray_cluster):
+        yield
+
+
+@dataclass(frozen=True)
+class Story:
+    """What a group goes through; each start is counted in a file."""
+
+    folder: Path
+    ending: str = "well"
+    """How the workers end, or, of some endings, only those of the first start."""
+
+    @property
+    def starts(self) -> int:
+        return len(list(self.folder.glob("start-*")))
+
+    def begin(self) -> Dataset:
+        if self.ending == "nothing to begin with":
+            raise InputError("There is no shard. Give one.")
+        (self.folder / f"start-{self.starts}").touch()
+        logger.info("start %d begins", self.starts)
+        return ray.data.range(8)
+
+    def work(self, world: RayWorld, shard: DataIterator) -> dict[str, Any]:
+        if self.ending == "bad data" and world.rank == 1:
+            raise DataError("a.parquet is empty. Leave it out.")
+        if self.ending == "fault":
+            raise ZeroDivisionError("a fault of ours")
+        if self.ending == "killed" and self.starts == 1 and world.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        logger.warning("rank %d of %d is here", world.rank, world.world_size)
+        if world.rank == 0:
+            world.report(7, {"step": 7, "train/loss": 1.25, **POSITION})
+        return {"rank": world.rank, "threads": torch.get_num_threads(), "device": world.device.type}
+
+
+@dataclass
+class Ran:
+    """A group that has come to its end."""
+
+    result: object
+    shown: str
+    pacer: Any
+
+
+def run(story: Story, max_restarts: int = 5) -> Ran:
+    shown = io.StringIO()
+    group = Group(
+        worker=story.work,
+        begin=story.begin,
+        pacer=start_pacer(LAYOUT, 2, 1),
+        resources=TWO_WORKERS,
+        max_restarts=max_restarts,
+    )
+    display = RunDisplay(7, log_every=1, stream=shown)
+    result = run_on_workers(group, RunFolder(str(story.folder), "r"), display)
+    return Ran(result, shown.getvalue(), group.pacer)
+
+
+@pytest.fixture(scope="module")
+def well(ray_connection, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """Give a run in which nothing happens."""
+    return run(Story(tmp_path_factory.mktemp("well")))
+
+
+def test_the_result_is_that_of_rank_0_which_has_its_threads(well: Ran):
+    assert well.result == {"rank": 0, "threads": 3, "device": "cpu"}
+
+
+def test_what_workers_and_controller_log_reaches_the_driver(well: Ran):
+    lines = [line.partition(" ")[2] for line in well.shown.splitlines()]
+
+    assert "start 1 begins" in lines
+    assert "warning: rank 0 of 2 is here" in lines
+    assert "warning: rank 1 of 2 is here" in lines
+
+
+def test_what_rank_0_reports_reaches_the_display_and_the_readers(well: Ran):
+    rows_to_unit_5 = ray.get(well.pacer.rows_before.remote(5))
+
+    assert "step 7/7  loss 1.2500" in well.shown
+    assert rows_to_unit_5 == -2, "the consumers stand at row 2 of unit 5"
+
+
+def test_wrong_input_that_a_worker_finds_is_raised_as_such_and_not_tried_again(tmp_path):
+    story = Story(tmp_path, "bad data")
+
+    with pytest.raises(DataError) as raised:
+        run(story)
+
+    assert str(raised.value) == "a.parquet is empty. Leave it out."
+    assert story.starts == 1
+
+
+def test_wrong_input_at_the_beginning_is_raised_as_such(tmp_path):
+    with pytest.raises(InputError, match=r"^There is no shard\. Give one\.$"):
+        run(Story(tmp_path, "nothing to begin with"))
+
+
+def test_a_fault_is_tried_again_as_often_as_asked_and_then_told(tmp_path):
+    story = Story(tmp_path, "fault")
+
+    with pytest.raises(RunFailedError) as raised:
+        run(story, max_restarts=1)
+
+    assert "the same command goes on from the newest checkpoint" in str(raised.value)
+    assert "ZeroDivisionError: a fault of ours" in str(raised.value)
+    assert story.starts == 2
+
+
+def test_a_killed_worker_makes_the_group_start_again(tmp_path):
+    story = Story(tmp_path, "killed")
+
+    ran = run(story)
+
+    assert ran.result == {"rank": 0, "threads": 3, "device": "cpu"}
+    assert "start 2 begins" in ran.shown
+    assert story.starts == 2
