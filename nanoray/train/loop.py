@@ -76,7 +76,6 @@ def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
         while state.step < config.num_steps:
             wanted = world.rank == 0 and interval.is_due(state.step + 1)
             result = train_step(state, next(steps), config, world, wants_save=wanted)
-            world.beat(f"step {state.step}")
             account.spend_step(result.data_wait_seconds, skipped=result.problem is not None)
             values = step_values(result, state, config, world)
             metrics.record({**values, **account.values()}, ledger_entry(result, state))

@@ -13,8 +13,7 @@ import pytest
 import ray
 from ray._private import services
 
-from nanoray.config import InputError, RunConfig
-from nanoray.connection import (
+from nanoray.cluster.connection import (
     NotEnoughResourcesError,
     Resources,
     absolute_address,
@@ -23,15 +22,16 @@ from nanoray.connection import (
     launch_folder,
     started_cluster,
 )
-from nanoray.connection import (
+from nanoray.cluster.connection import (
     connect as connect_to_ray,
 )
+from nanoray.config import InputError, RunConfig
 from tests.driver import connected
 from tests.running import ROOT, Cluster
 
 CONNECT = """
 import os
-from nanoray import connection
+from nanoray.cluster import connection
 from nanoray.config import InputError
 try:
     connection.connect()

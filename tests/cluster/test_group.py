@@ -14,9 +14,9 @@ import ray
 import torch
 from ray.data import DataIterator, Dataset
 
-from nanoray.cluster import Group, RayWorld, run_on_workers
+from nanoray.cluster.connection import Resources
+from nanoray.cluster.group import Group, RayWorld, run_on_workers
 from nanoray.config import DataError, InputError, RunFailedError
-from nanoray.connection import Resources
 from nanoray.data.blocks import Layout
 from nanoray.data.feed import start_pacer
 from nanoray.progress import RunDisplay
@@ -51,18 +51,22 @@ class Story:
     def starts(self) -> int:
         return len(list(self.folder.glob("start-*")))
 
-    def begin(self) -> Dataset:
+    def begin(self, device_batch_size: int) -> Dataset:
         if self.ending == "nothing to begin with":
             raise InputError("There is no shard. Give one.")
         (self.folder / f"start-{self.starts}").touch()
-        logger.info("start %d begins", self.starts)
+        logger.info("start %d begins with %d rows", self.starts, device_batch_size)
         return ray.data.range(8)
 
     def work(self, world: RayWorld, shard: DataIterator) -> dict[str, Any]:
         if self.ending == "bad data" and world.rank == 1:
             raise DataError("a.parquet is empty. Leave it out.")
-        if self.ending == "fault":
+        if self.ending == "fault" and world.rank == 1:
             raise ZeroDivisionError("a fault of ours")
+        if self.ending == "too large" and self.starts < 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if self.ending == "always killed" and world.rank == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.ending == "killed" and self.starts == 1 and world.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         logger.warning("rank %d of %d is here", world.rank, world.world_size)
@@ -88,6 +92,9 @@ def run(story: Story, max_restarts: int = 5) -> Ran:
         pacer=start_pacer(LAYOUT, 2, 1),
         resources=TWO_WORKERS,
         max_restarts=max_restarts,
+        newest_step=lambda: 0,
+        device_batch_size=8,
+        hang_seconds=60,
     )
     display = RunDisplay(7, log_every=1, stream=shown)
     result = run_on_workers(group, RunFolder(str(story.folder), "r"), display)
@@ -107,7 +114,7 @@ def test_the_result_is_that_of_rank_0_which_has_its_threads(well: Ran):
 def test_what_workers_and_controller_log_reaches_the_driver(well: Ran):
     lines = [line.partition(" ")[2] for line in well.shown.splitlines()]
 
-    assert "start 1 begins" in lines
+    assert "start 1 begins with 8 rows" in lines
     assert "warning: rank 0 of 2 is here" in lines
     assert "warning: rank 1 of 2 is here" in lines
 
@@ -134,14 +141,17 @@ def test_wrong_input_at_the_beginning_is_raised_as_such(tmp_path):
         run(Story(tmp_path, "nothing to begin with"))
 
 
-def test_a_fault_is_tried_again_as_often_as_asked_and_then_told(tmp_path):
+def test_a_fault_in_the_code_is_tried_twice_and_told_with_its_line_first(tmp_path):
     story = Story(tmp_path, "fault")
 
     with pytest.raises(RunFailedError) as raised:
-        run(story, max_restarts=1)
+        run(story)
 
-    assert "the same command goes on from the newest checkpoint" in str(raised.value)
-    assert "ZeroDivisionError: a fault of ours" in str(raised.value)
+    first, *traceback = str(raised.value).splitlines()
+    assert first.startswith("error in the code on rank 1 (ZeroDivisionError: a fault of ours, at ")
+    assert "test_group.py" in first
+    assert 'raise ZeroDivisionError("a fault of ours")): 2 of 2; the run stops' in first
+    assert traceback[0] == "Traceback (most recent call last):"
     assert story.starts == 2
 
 
@@ -152,4 +162,23 @@ def test_a_killed_worker_makes_the_group_start_again(tmp_path):
 
     assert ran.result == {"rank": 0, "threads": 3, "device": "cpu"}
     assert "start 2 begins" in ran.shown
+    assert ran.shown.count("lost worker on rank 1") == 1
+    assert ": 1 of 5; the group starts again from the beginning" in ran.shown
     assert story.starts == 2
+
+
+def test_workers_that_never_get_on_end_the_run(tmp_path):
+    story = Story(tmp_path, "always killed")
+
+    with pytest.raises(RunFailedError, match="2 of 1; the run stops, because no checkpoint was"):
+        run(story, max_restarts=1)
+
+    assert story.starts == 2
+
+
+def test_a_group_out_of_memory_starts_again_with_half_the_device_batch(tmp_path):
+    ran = run(Story(tmp_path, "too large"))
+
+    assert "start 2 begins with 4 rows" in ran.shown
+    assert "start 3 begins with 2 rows" in ran.shown
+    assert "the device batch goes from 8 to 4 rows, the global batch stays" in ran.shown
