@@ -57,7 +57,9 @@ class RunConfig:
     """Restarts after lost workers or hangs, in a row without a new checkpoint, before giving up."""
     hang_seconds: float = 600.0
     """Silence of a training worker after which its group is looked into, and started again."""
-    skip_sigmas: float = identity(6.0)
+    storage_patience_seconds: float = 1800.0
+    """How long storage may fail before the run stops; until then training goes on."""
+    skip_sigmas: float = 6.0
     """Skip steps whose gradient norm is this many deviations above the last 128; 0 for no limit."""
     max_skipped_steps: int = identity(5)
     """Skipped steps in a row after which the run goes back to a checkpoint and past their data."""

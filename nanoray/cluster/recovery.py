@@ -33,6 +33,7 @@ class Cause(enum.StrEnum):
     """What a failure is taken for; of several ranks' causes the last one here is the group's."""
 
     PREEMPTION = "preemption"
+    DIVERGENCE = "divergence"
     LOST = "lost worker"
     HANG = "hang"
     STORAGE = "storage"
@@ -84,6 +85,8 @@ def find_cause(error: BaseException) -> Cause:
     text = str(error).lower()
     if getattr(error, "preempted", False) or "PreemptionError" in names:
         return Cause.PREEMPTION
+    if "DivergedError" in names:
+        return Cause.DIVERGENCE
     if isinstance(error, StorageError | OSError) and not isinstance(error, ConnectionError):
         return Cause.STORAGE
     if isinstance(error, InputError):
@@ -125,7 +128,7 @@ class RetryBudget:
         count = self.counts[key]
         if failure.cause is Cause.INPUT:
             return self._stop(failure, count, 1, "the input must be put right")
-        if failure.cause is Cause.PREEMPTION:
+        if failure.cause in (Cause.PREEMPTION, Cause.DIVERGENCE):  # rollbacks have their own limit
             return self._again(failure, count, "no limit", resume_step)
         if failure.cause is Cause.BUG and count >= BUG_TRIES:
             return self._stop(failure, count, BUG_TRIES, "it would come back")

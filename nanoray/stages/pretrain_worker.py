@@ -32,7 +32,7 @@ from nanoray.stages.pretrain_config import (
     schedule,
 )
 from nanoray.storage import RunFolder, StageFolder
-from nanoray.train.checkpoint import Checkpointer
+from nanoray.train.checkpoint import Checkpointer, SavePolicy
 from nanoray.train.checkpoint_files import committed_steps, newest_verified_step
 from nanoray.train.device import can_compile, peak_flops
 from nanoray.train.guard import StepGuard
@@ -146,8 +146,7 @@ def run_worker(
         world,
         attempt=attempt,
         facts=checkpoint_facts(job),
-        keep_last=config.keep_last,
-        keep_every=config.keep_every,
+        policy=SavePolicy(config.keep_last, config.keep_every, config.storage_patience_seconds),
     )
     if start_step:
         checkpointer.restore(state, start_step)

@@ -7,6 +7,7 @@ it. On a filesystem the whole folder is renamed into place; on an object store t
 written last.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nanoray.config import StorageError
 from nanoray.data.plan import Cursor
 from nanoray.storage import StageFolder, fsync_path, is_local, list_folder, read_json, write_json
 from nanoray.train.checkpoint_files import (
@@ -42,6 +44,21 @@ logger = logging.getLogger(__name__)
 COMMIT_TIMEOUT_SECONDS = 1800.0
 """How long rank 0 waits for the files of the other ranks before it gives a checkpoint up."""
 POLL_SECONDS = 0.05
+FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 1.0, 60.0
+"""Between attempts to write to storage that fails; each wait is twice as long as the one before."""
+BEAT_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class SavePolicy:
+    """What is kept of what is saved, and how long saving is tried."""
+
+    keep_last: int = 3
+    """How many of the newest steps stay."""
+    keep_every: int | None = None
+    """Steps that are a multiple of it stay as well."""
+    patience_seconds: float = 1800.0
+    """How long a step is tried again when storage fails."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +84,7 @@ class Checkpointer:
         *,
         attempt: int,
         facts: dict[str, Any],  # Any: JSON
-        keep_last: int = 3,
-        keep_every: int | None = None,
+        policy: SavePolicy | None = None,
     ) -> None:
         """Open the checkpoints of a stage.
 
@@ -77,12 +93,13 @@ class Checkpointer:
             world: this rank among those that save together.
             attempt: number of this start; a group with an older one can commit nothing any more.
             facts: what else state.json says: model config, hashes, versions.
-            keep_last: how many of the newest steps stay.
-            keep_every: steps that are a multiple of it stay as well.
+            policy: what is kept, and for how long storage may fail.
         """
         self.folder, self.fs, self.world = folder, folder.fs, world
         self.attempt, self.facts = attempt, facts
-        self.keep_last, self.keep_every = keep_last, keep_every
+        self.policy = policy or SavePolicy()
+        self.is_retrying = False
+        """Storage fails, and the newest save is not written yet."""
         self._host: dict[str, Tensor] = {}
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -108,9 +125,12 @@ class Checkpointer:
 
         Raises:
             CheckpointError: it could not be.
+            StorageError: storage failed for longer than `patience_seconds`.
         """
         if self._writer is not None:
-            self._writer.join()
+            while self._writer.is_alive():
+                self._writer.join(BEAT_SECONDS)
+                self.world.beat("waiting for a checkpoint to be written")
             self._writer = None
         if self._error is not None:
             error, self._error = self._error, None
@@ -149,20 +169,57 @@ class Checkpointer:
         )
 
     def _run(self, snapshot: Snapshot, before_commit: Callable[[], None]) -> None:
-        """Write one snapshot, and keep the error for the training loop."""
+        """Write one snapshot, again and again if storage fails, and keep the last error."""
+        began, pause = time.perf_counter(), FIRST_RETRY_SECONDS
         try:
-            began = time.perf_counter()
-            self._write(snapshot, before_commit)
+            while True:
+                try:
+                    self._write(snapshot, before_commit)
+                    break
+                except CheckpointError:
+                    raise
+                except Exception as error:  # each filesystem has its own errors for an outage
+                    self._wait_for_storage(snapshot.step, error, began, pause)
+                    pause = min(2 * pause, LONGEST_RETRY_SECONDS)
             if self.world.rank == 0:
                 seconds = time.perf_counter() - began
                 logger.info("saved step %d to %s in %.1f s", snapshot.step, self.folder, seconds)
+                self._prune_if_possible()
         except BaseException as error:  # raised again by `wait` in the training loop
             self._error = error
+        finally:
+            self.is_retrying = False
+
+    def _wait_for_storage(self, step: int, error: Exception, began: float, pause: float) -> None:
+        """Give back what a failed write has taken, and wait for a while.
+
+        Raises:
+            StorageError: that has gone on for too long.
+        """
+        self.is_retrying = True
+        reason, failed = str(error) or type(error).__name__, time.perf_counter() - began
+        if failed + pause > self.policy.patience_seconds:
+            raise StorageError(
+                f"{self.folder} could not be written for {failed:.0f} s ({reason}). Step {step} is "
+                "not saved. Mend the storage; the same command goes on from the step before."
+            ) from error
+        logger.warning(
+            "step %d could not be saved (%s); tried again in %.0f s, training goes on",
+            step,
+            reason,
+            pause,
+        )
+        if self.world.world_size == 1:  # else other ranks have their files in the same folder
+            with contextlib.suppress(Exception):  # on a full disk every byte counts
+                self.fs.rm(self._aside(step), recursive=True)
+        time.sleep(pause)
 
     def _write(self, snapshot: Snapshot, before_commit: Callable[[], None]) -> None:
         """Write this rank's files, and on rank 0 commit when all ranks have theirs."""
         rank, world_size = self.world.rank, self.world.world_size
         aside = self._aside(snapshot.step)
+        if rank == 0 and self._has_committed(snapshot.step):
+            return  # by an attempt that failed just after that
         # On an object store the files of a step have one place, and writing there would damage what
         # a newer group has committed.
         self.check_attempt(snapshot.step)
@@ -186,7 +243,12 @@ class Checkpointer:
             files = self._gather_files(aside, snapshot.step)
             before_commit()
             self._commit(aside, snapshot.step, files)
-            self._prune()
+
+    def _has_committed(self, step: int) -> bool:
+        """Say whether this very group has committed a step."""
+        path = self.folder.path("checkpoints", step_name(step), "manifest.json")
+        manifest = read_json(self.fs, path)
+        return manifest is not None and manifest.get("attempt") == self.attempt
 
     def _aside(self, step: int) -> str:
         """Name the folder in which a step is written before it counts."""
@@ -213,6 +275,9 @@ class Checkpointer:
     def _gather_files(self, aside: str, step: int) -> dict[str, Any]:  # Any: JSON
         """Wait for the file lists of all ranks and join them."""
         files: dict[str, Any] = {}
+        begun = read_json(self.fs, f"{aside}/manifest.json")
+        if begun is not None and begun["attempt"] == self.attempt:
+            return dict(begun["files"])  # a commit that failed half-way took the lists away
         deadline = time.monotonic() + COMMIT_TIMEOUT_SECONDS
         for rank in range(self.world.world_size):
             path = f"{aside}/rank-{rank:05d}.json"
@@ -243,17 +308,25 @@ class Checkpointer:
         manifest = {"step": step, "attempt": self.attempt, "files": files}
         write_json(self.fs, f"{aside}/manifest.json", manifest)
         for rank in range(self.world.world_size):
-            self.fs.rm_file(f"{aside}/rank-{rank:05d}.json")
+            with contextlib.suppress(Exception):  # they do no harm where they stay
+                self.fs.rm_file(f"{aside}/rank-{rank:05d}.json")
         if is_local(self.fs):  # elsewhere the manifest was the last act
             fsync_path(aside)
             os.rename(aside, self.folder.path("checkpoints", step_name(step)))
             fsync_path(self.folder.path("checkpoints"))
 
+    def _prune_if_possible(self) -> None:
+        """Prune; what cannot be deleted now is deleted after the next save."""
+        try:
+            self._prune()
+        except Exception as error:  # each filesystem has its own errors
+            logger.warning("old checkpoints could not be deleted: %s", error)
+
     def _prune(self) -> None:
         """Delete steps that need not be kept, and what dead attempts left half written."""
         steps = committed_steps(self.folder)
-        for step in steps[: -self.keep_last]:
-            if not (self.keep_every and step % self.keep_every == 0):
+        for step in steps[: -self.policy.keep_last]:
+            if not (self.policy.keep_every and step % self.policy.keep_every == 0):
                 self._delete(step)
         for name in self._leftovers(steps):
             self.fs.rm(self.folder.path("checkpoints", name), recursive=True)

@@ -75,7 +75,10 @@ def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
     try:
         while state.step < config.num_steps:
             wanted = world.rank == 0 and interval.is_due(state.step + 1)
-            result = train_step(state, next(steps), config, world, wants_save=wanted)
+            late = checkpointer.is_retrying
+            result = train_step(
+                state, next(steps), config, world, wants_save=wanted, cannot_save=late
+            )
             account.spend_step(result.data_wait_seconds, skipped=result.problem is not None)
             values = step_values(result, state, config, world)
             metrics.record({**values, **account.values()}, ledger_entry(result, state))
@@ -86,9 +89,11 @@ def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
             # Saved before validating: a validation that fails must not cost the run. On a
             # preemption notice we save and go on, because Ray takes a clean return for the end of
             # the run. After a skipped step, saving waits for the next one that is made: a rollback
-            # needs a checkpoint from before the steps that were skipped.
+            # needs a checkpoint from before the steps that were skipped. It also waits for storage
+            # that fails, and training goes on meanwhile.
             save_is_due |= world.leaving_soon(state.step) or result.save_is_wanted
-            if last or (save_is_due and result.problem is None):
+            can_save = result.problem is None and not result.save_must_wait
+            if last or (save_is_due and can_save):
                 save_is_due = False
                 checkpointer.save(state, before_commit=metrics.flush)
                 stall = account.spend("checkpoint_stall")

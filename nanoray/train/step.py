@@ -45,6 +45,8 @@ class StepResult:
     """Where the data begin that a rollback left out just before them."""
     save_is_wanted: bool
     """By any rank."""
+    save_must_wait: bool
+    """The storage of any rank fails at the moment."""
     rows_hash: str
     """Over the rows in their global order."""
     data_wait_seconds: float
@@ -58,6 +60,7 @@ def train_step(
     world: World,
     *,
     wants_save: bool = False,
+    cannot_save: bool = False,
 ) -> StepResult:
     """Make one update from this rank's rows and those of all others, unless the guard skips it.
 
@@ -67,13 +70,14 @@ def train_step(
     A skipped step leaves weights and averages as they are. Its data are used up, and it counts as a
     step, so that schedules and the length of the run do not depend on it.
 
-    With `wants_save` this rank asks for the state to be saved after the step; all ranks hear of it.
+    With `wants_save` this rank asks for the state to be saved after the step, with `cannot_save`
+    for that to wait; all ranks hear of it.
 
     Raises:
         DataOrderError: the rows are not those that follow the cursor.
     """
     began = time.perf_counter()
-    totals = compute_gradients(state, rows, config, world, wants_save)
+    totals = compute_gradients(state, rows, config, world, (wants_save, cannot_save))
     record = all_reduce_sum(rows.record.to(world.device))
 
     norm = state.optimizer.reduce(totals[1].float())
@@ -83,7 +87,7 @@ def train_step(
     # Nothing is changed before the order of the rows is proven.
     order = record.cpu().numpy()
     first, state.cursor = state.cursor, check_order(order, state.cursor, config.is_empty)
-    loss_sum, num_targets, votes = totals.tolist()
+    loss_sum, num_targets, want, cannot = totals.tolist()
     mean_loss, grad_norm = loss_sum / num_targets, norm.item()
     updates = state.updates
     problem = state.guard.judge(mean_loss, grad_norm)
@@ -106,7 +110,8 @@ def train_step(
         num_targets=int(num_targets),
         first=first,
         left_out_from=left_out_from,
-        save_is_wanted=votes > 0,
+        save_is_wanted=want > 0,
+        save_must_wait=cannot > 0,
         rows_hash=ledger_hash(order),
         data_wait_seconds=rows.wait_seconds,
         seconds=time.perf_counter() - began + rows.wait_seconds,
@@ -114,16 +119,20 @@ def train_step(
 
 
 def compute_gradients(
-    state: TrainState, rows: StepRows, config: StepConfig, world: World, wants_save: bool
+    state: TrainState,
+    rows: StepRows,
+    config: StepConfig,
+    world: World,
+    votes: tuple[bool, bool],
 ) -> Tensor:
-    """Go forward and backward over this rank's rows; gives sums over all ranks, (3,) float64.
+    """Go forward and backward over this rank's rows; gives sums over all ranks, (4,) float64.
 
-    They are loss, targets, and how many ranks want the state to be saved after the step, which goes
-    along because a collective of its own would be waited for.
+    They are loss, targets, how many ranks want the state to be saved after the step, and how many
+    cannot save it. The votes go along because a collective of their own would be waited for.
     """
     state.optimizer.zero_grad()
-    totals = torch.zeros(3, dtype=torch.float64, device=world.device)
-    totals[2] = float(wants_save)
+    totals = torch.zeros(4, dtype=torch.float64, device=world.device)
+    totals[2], totals[3] = map(float, votes)
     factor = poison(state.cursor)
     for batch in rows.microbatches(config.device_batch_size, world.device):
         loss = state.model.loss_sum(batch.inputs, batch.targets)

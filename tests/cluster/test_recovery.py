@@ -13,6 +13,7 @@ from nanoray.cluster.recovery import (
     of_group,
 )
 from nanoray.config import InputError, StorageError
+from nanoray.train.rollback import DivergedError
 
 
 def ray_errors() -> dict[str, tuple[Exception, Cause]]:
@@ -54,6 +55,7 @@ def test_what_ray_says_of_a_worker_is_understood(name: str) -> None:
         (StorageError("runs cannot be written"), Cause.STORAGE),
         (OSError(28, "No space left on device"), Cause.STORAGE),
         (InputError("--depth 0 is too small"), Cause.INPUT),
+        (DivergedError(7, 5, "the loss is nan"), Cause.DIVERGENCE),
         (ValueError("a typo in the loop"), Cause.BUG),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Cause.BUG),
     ],
@@ -103,9 +105,10 @@ def test_a_run_that_does_not_get_on_stops_after_so_many_restarts() -> None:
     assert [lost_at(budget, 20) for _ in range(4)] == [True, True, True, False]
 
 
-def test_preemptions_cost_nothing_of_the_budget() -> None:
+@pytest.mark.parametrize("cause", [Cause.PREEMPTION, Cause.DIVERGENCE])
+def test_preemptions_and_rollbacks_cost_nothing_of_the_budget(cause: Cause) -> None:
     budget = RetryBudget(max_restarts=1, device_batch_size=8)
-    notice = Failure(Cause.PREEMPTION, 0, "the node is taken away")
+    notice = Failure(cause, 0, "the node is taken away")
 
     assert all(budget.decide(notice, 0).again for _ in range(50))
     assert lost_at(budget, 0)

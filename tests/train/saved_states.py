@@ -4,7 +4,7 @@ from typing import Any
 
 from nanoray.data.plan import Cursor
 from nanoray.storage import StageFolder
-from nanoray.train.checkpoint import Checkpointer
+from nanoray.train.checkpoint import Checkpointer, SavePolicy
 from nanoray.train.state import TrainState
 from nanoray.train.world import LocalWorld, World
 from tests.train.tiny_run import scramble, tiny_state
@@ -13,11 +13,19 @@ FACTS = {"model": {"num_layers": 2, "window": None}, "tokenizer_hash": "abc", "d
 
 
 def open_checkpoints(
-    folder: StageFolder, world: World | None = None, attempt: int | None = None, **options: Any
+    folder: StageFolder,
+    world: World | None = None,
+    attempt: int | None = None,
+    facts: dict[str, Any] | None = None,
+    **policy: Any,
 ) -> Checkpointer:
-    number = attempt or folder.run.begin_attempt("pretrain", 0)
-    options = {"facts": FACTS, **options}
-    return Checkpointer(folder, world or LocalWorld(), attempt=number, **options)
+    return Checkpointer(
+        folder,
+        world or LocalWorld(),
+        attempt=attempt or folder.run.begin_attempt("pretrain", 0),
+        facts=FACTS if facts is None else facts,
+        policy=SavePolicy(**policy),
+    )
 
 
 def state_at(step: int, seed: int = 0, **fields: Any) -> TrainState:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nanoray.storage import RunFolder, StageFolder, list_folder
-from nanoray.train.checkpoint import Checkpointer
+from nanoray.train.checkpoint import Checkpointer, SavePolicy
 from nanoray.train.checkpoint_files import (
     LocalFiles,
     OptimizerFiles,
@@ -32,7 +32,9 @@ OPTIMIZER_FILE = "optimizer-00000-of-00001.safetensors"
 
 def save_steps(folder: StageFolder, steps: list[int]) -> None:
     attempt = folder.run.begin_attempt("pretrain", 0)
-    checkpointer = Checkpointer(folder, LocalWorld(), attempt=attempt, facts={}, keep_last=9)
+    checkpointer = Checkpointer(
+        folder, LocalWorld(), attempt=attempt, facts={}, policy=SavePolicy(keep_last=9)
+    )
     state = tiny_state()
     scramble(state, seed=0)
     for step in steps:
