@@ -10,6 +10,7 @@ import netrc
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from fsspec import AbstractFileSystem
@@ -17,6 +18,8 @@ from fsspec import AbstractFileSystem
 from nanoray.storage import StageFolder, is_local, write_file
 
 logger = logging.getLogger(__name__)
+
+Records = Sequence[dict[str, Any]]  # Any: JSON
 
 UPLOAD_SECONDS = 30.0
 """How often a log on an object store, where nothing can be appended, is written anew."""

@@ -9,9 +9,7 @@ import io
 import itertools
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -19,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-Records = Sequence[dict[str, Any]]  # Any: JSON
+from nanoray.metrics import Records
 
 MAX_POINTS = 2000
 """Most points of one line: about two per pixel."""

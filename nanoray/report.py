@@ -4,6 +4,7 @@ The page is made to be mailed and archived: it makes no request and runs no scri
 neither credentials nor the names of users and hosts.
 """
 
+import dataclasses
 import datetime
 import html
 import json
@@ -21,7 +22,8 @@ import numpy as np
 import psutil
 
 from nanoray import __version__
-from nanoray.metrics import read_metrics
+from nanoray.goodput import CATEGORIES, read_account
+from nanoray.metrics import Records, read_metrics
 from nanoray.plots import (
     COLORS,
     MIN_SMOOTHED,
@@ -29,13 +31,13 @@ from nanoray.plots import (
     Curve,
     History,
     Plot,
-    Records,
     draw_png,
     draw_svg,
     read_history,
     smoothing_width,
 )
-from nanoray.storage import StageFolder, write_file
+from nanoray.progress import duration
+from nanoray.storage import StageFolder, read_json, write_file, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,7 @@ th, td { padding: 7px 0; text-align: left; vertical-align: top }
 th { width: 32%; padding-right: 16px; font-weight: 500; color: var(--axis) }
 tr + tr > * { border-top: 1px solid var(--grid) }
 .tiles table, .tiles tr, .tiles th, .tiles td { display: block }
+.bar { display: flex; height: 22px; margin: 0 0 12px; border-radius: 6px; overflow: hidden }
 .tiles tbody {
   display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)) }
 .tiles tr { padding: 12px 14px }
@@ -109,19 +112,37 @@ class ReportFacts:
 
 
 def write_report(folder: StageFolder, facts: ReportFacts) -> None:
-    """Write report.html and loss.png into the folder of a stage."""
+    """Write report.html and loss.png of a stage, and report.json, to write them anew from."""
+    kept = dataclasses.replace(facts, resume_command=without_secrets(facts.resume_command))
+    write_json(folder.fs, folder.path("report.json"), dataclasses.asdict(kept))
     records = read_metrics(folder.fs, folder.path("metrics.jsonl"))
     history = read_history(records)
     config = folder.read_config() or {}
     covered = steps_recorded(records)
-    page = page_of(facts.title, covered, sections(history, config, facts))
+    spent = read_account(folder).seconds
+    page = page_of(facts.title, covered, sections(history, config, facts, spent))
     # A model may write half of a surrogate pair, which UTF-8 has no bytes for.
     write_file(folder.fs, folder.path("report.html"), page.encode(errors="replace"))
     write_file(folder.fs, folder.path("loss.png"), draw_png(facts.title, history))
     logger.info("wrote %s/report.html", folder)
 
 
-def sections(history: History, config: dict[str, Any], facts: ReportFacts) -> str:  # Any: JSON
+def read_facts(folder: StageFolder) -> ReportFacts | None:
+    """Read what the last report of a stage was written from; None where there is none."""
+    saved = read_json(folder.fs, folder.path("report.json"))
+    if saved is None:
+        return None
+    values = {f.name: saved[f.name] for f in dataclasses.fields(ReportFacts)}
+    samples = [(str(prompt), str(text)) for prompt, text in values.pop("samples")]
+    return ReportFacts(**values, samples=samples)
+
+
+def sections(
+    history: History,
+    config: dict[str, Any],  # Any: JSON
+    facts: ReportFacts,
+    spent: dict[str, float],
+) -> str:
     """Give the page's sections, in the order in which a reader asks."""
     settings = {
         name: setting(name, value) for name, value in config.items() if name != "format_version"
@@ -133,6 +154,7 @@ def sections(history: History, config: dict[str, Any], facts: ReportFacts) -> st
     contents = {
         "Summary": table(facts.summary, "tiles"),
         "Curves": curves(history),
+        "Where the time went": time_spent(spent),
         "Samples": samples and f'<p class="quiet">Prompts are bold.</p>\n{samples}',
         "Resume or repeat": f"<pre>{shown(facts.resume_command)}</pre>",
         "What followed from the depth": table(facts.derivation),
@@ -144,6 +166,26 @@ def sections(history: History, config: dict[str, Any], facts: ReportFacts) -> st
         for heading, content in contents.items()
         if content
     )
+
+
+def time_spent(spent: dict[str, float]) -> str:
+    """Give a bar and a table of the seconds in each category; nothing where there are none."""
+    total = sum(spent.values())
+    if not total:
+        return ""
+    shares = {name: seconds / total for name, seconds in spent.items() if seconds > 0}
+    # One colour in steps, so that the bar can be read in both schemes and without colours.
+    parts = "".join(
+        f'<i style="width:{100 * share:.3f}%;background:var(--line);'
+        f'opacity:{1 - 0.85 * number / max(1, len(shares) - 1):.2f}" '
+        f'title="{html.escape(CATEGORIES[name])}"></i>'
+        for number, (name, share) in enumerate(shares.items())
+    )
+    rows = {
+        CATEGORIES[name]: f"{100 * share:.1f} %, {duration(spent[name])}"
+        for name, share in shares.items()
+    }
+    return f'<div class="bar">{parts}</div>{table({**rows, "all": duration(total)})}'
 
 
 def page_of(title: str, covered: str, content: str) -> str:
@@ -190,10 +232,16 @@ def table(rows: dict[str, str], look: str = "card") -> str:
     return f'<div class="{look}">{whole}</div>' if rows else ""
 
 
-def shown(text: str) -> str:
-    """Make text safe to show: no credentials of addresses, no user's name, no markup."""
+def without_secrets(text: str) -> str:
+    """Take the credentials of addresses out of a text."""
     for pattern, replacement in SECRETS_IN_URLS:
         text = pattern.sub(replacement, text)
+    return text
+
+
+def shown(text: str) -> str:
+    """Make text safe to show: no credentials of addresses, no user's name, no markup."""
+    text = without_secrets(text)
     home = os.path.expanduser("~").rstrip("/")
     if home:
         text = re.sub(rf"(?<![^\s\"'=]){re.escape(home)}(?=/|\s|$)", "~", text)

@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+from nanoray.metrics import Records
 from nanoray.plots import (
     BITS_PER_BYTE,
     COLORS,
@@ -15,7 +16,6 @@ from nanoray.plots import (
     PLOTS,
     Curve,
     History,
-    Records,
     draw_png,
     draw_svg,
     read_history,

@@ -19,6 +19,7 @@ from nanoray.data.blocks import Layout
 from nanoray.data.feed import Actor, StreamStart, blocks_of, stream
 from nanoray.data.plan import DataPlan
 from nanoray.events import append_event, failure_history, read_events
+from nanoray.goodput import Account, open_account
 from nanoray.metrics import MetricsLogger, start_wandb
 from nanoray.model.generate import generate
 from nanoray.model.gpt import DTYPES, GPT, GPTConfig
@@ -148,6 +149,7 @@ def run_worker(
     first = next(
         steps
     )  # every rank must have opened its part of the stream before the first collective
+    account = open_account(folder, start_step) if world.rank == 0 else Account(time.time())
     metrics = open_metrics(job, world, start_step)
     loop = loop_config(job, world)
     validation = Validation(
@@ -157,7 +159,7 @@ def run_worker(
         loop.device_batch_size,
     )
     gc.freeze()  # what exists now lives as long as the run
-    train(state, _chain(first, steps), validation, loop, world, checkpointer, metrics)
+    train(state, _chain(first, steps), validation, loop, world, checkpointer, metrics, account)
     metrics.close()
     if world.rank != 0:
         return {}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from nanoray.data.batches import StepRows
+from nanoray.goodput import Account
 from nanoray.metrics import MetricsLogger
 from nanoray.train.checkpoint import Checkpointer
 from nanoray.train.rollback import roll_back
@@ -42,7 +43,7 @@ class LoopConfig(StepConfig):
         return self.schedule.num_steps
 
 
-def train(  # noqa: PLR0913, PLR0917 (the seven things that training is made of)
+def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
     state: TrainState,
     steps: Iterator[StepRows],
     validation: Validation,
@@ -50,6 +51,7 @@ def train(  # noqa: PLR0913, PLR0917 (the seven things that training is made of)
     world: World,
     checkpointer: Checkpointer,
     metrics: MetricsLogger,
+    account: Account,
 ) -> None:
     """Train until `config.num_steps` steps are done.
 
@@ -61,6 +63,7 @@ def train(  # noqa: PLR0913, PLR0917 (the seven things that training is made of)
         world: this rank among the others.
         checkpointer: where states are saved.
         metrics: where each step is written down.
+        account: of the time that is spent.
 
     Raises:
         DivergedError: the run was rolled back on disk, and has to be started again.
@@ -73,13 +76,12 @@ def train(  # noqa: PLR0913, PLR0917 (the seven things that training is made of)
         while state.step < config.num_steps:
             wanted = world.rank == 0 and interval.is_due(state.step + 1)
             result = train_step(state, next(steps), config, world, wants_save=wanted)
-            metrics.record(step_values(result, state, config, world), ledger_entry(result, state))
+            account.spend_step(result.data_wait_seconds, skipped=result.problem is not None)
+            values = step_values(result, state, config, world)
+            metrics.record({**values, **account.values()}, ledger_entry(result, state))
             if result.problem is not None:
                 tell_of_skip(result, state, world)
-                if state.guard.in_a_row >= config.max_skipped_steps:
-                    raise roll_back(
-                        state, checkpointer, result.problem, world, config.max_rollbacks
-                    )
+                roll_back_if_diverged(result.problem, state, config, world, checkpointer)
             last = state.step == config.num_steps
             # Saved before validating: a validation that fails must not cost the run. On a
             # preemption notice we save and go on, because Ray takes a clean return for the end of
@@ -88,15 +90,14 @@ def train(  # noqa: PLR0913, PLR0917 (the seven things that training is made of)
             save_is_due |= world.leaving_soon(state.step) or result.save_is_wanted
             if last or (save_is_due and result.problem is None):
                 save_is_due = False
-                began = time.perf_counter()
                 checkpointer.save(state, before_commit=metrics.flush)
-                stall = time.perf_counter() - began
+                stall = account.spend("checkpoint_stall")
                 interval.saved(state.step, stall)
-                metrics.amend({"checkpoint/stall_seconds": stall})
+                metrics.amend({"checkpoint/stall_seconds": stall, **account.values()})
             if state.step % config.validate_every == 0 or last:
-                began = time.perf_counter()
                 metrics.amend({"validation/bits_per_byte": validation.bits_per_byte(state.model)})
-                metrics.amend({"validation/seconds": time.perf_counter() - began})
+                seconds = account.spend("validation")
+                metrics.amend({"validation/seconds": seconds, **account.values()})
             if world.rank == 0:
                 world.report(state.step, metrics.last)
     finally:
@@ -120,6 +121,14 @@ def tell_of_skip(result: StepResult, state: TrainState, world: World) -> None:
         state.cursor.row,
         state.cursor.position,
     )
+
+
+def roll_back_if_diverged(
+    problem: str, state: TrainState, config: LoopConfig, world: World, checkpointer: Checkpointer
+) -> None:
+    """End this start of the run if too many steps in a row were skipped."""
+    if state.guard.in_a_row >= config.max_skipped_steps:
+        raise roll_back(state, checkpointer, problem, world, config.max_rollbacks)
 
 
 def validation_is_missing(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from nanoray.data.batches import StepRows
 from nanoray.data.blocks import check_order, ledger_hash
@@ -66,29 +67,13 @@ def train_step(
     A skipped step leaves weights and averages as they are. Its data are used up, and it counts as a
     step, so that schedules and the length of the run do not depend on it.
 
-    Args:
-        state: changed in place.
-        rows: this rank's.
-        config: how they are computed.
-        world: this rank among the others.
-        wants_save: this rank would have the state saved after the step; all ranks hear of it.
+    With `wants_save` this rank asks for the state to be saved after the step; all ranks hear of it.
 
     Raises:
         DataOrderError: the rows are not those that follow the cursor.
     """
     began = time.perf_counter()
-    state.optimizer.zero_grad()
-    # Loss, targets, and how many ranks want the state to be saved after the step: it goes along
-    # with the sums, because a collective of its own would be waited for.
-    totals = torch.zeros(3, dtype=torch.float64, device=world.device)
-    totals[2] = float(wants_save)
-    factor = poison(state.cursor)
-    for batch in rows.microbatches(config.device_batch_size, world.device):
-        loss = state.model.loss_sum(batch.inputs, batch.targets)
-        (loss if factor == 1.0 else loss * factor).backward()
-        totals[0] += loss.detach()
-        totals[1] += (batch.targets != IGNORE_INDEX).sum()
-    all_reduce_sum(totals)
+    totals = compute_gradients(state, rows, config, world, wants_save)
     record = all_reduce_sum(rows.record.to(world.device))
 
     norm = state.optimizer.reduce(totals[1].float())
@@ -125,3 +110,23 @@ def train_step(
         data_wait_seconds=rows.wait_seconds,
         seconds=time.perf_counter() - began + rows.wait_seconds,
     )
+
+
+def compute_gradients(
+    state: TrainState, rows: StepRows, config: StepConfig, world: World, wants_save: bool
+) -> Tensor:
+    """Go forward and backward over this rank's rows; gives sums over all ranks, (3,) float64.
+
+    They are loss, targets, and how many ranks want the state to be saved after the step, which goes
+    along because a collective of its own would be waited for.
+    """
+    state.optimizer.zero_grad()
+    totals = torch.zeros(3, dtype=torch.float64, device=world.device)
+    totals[2] = float(wants_save)
+    factor = poison(state.cursor)
+    for batch in rows.microbatches(config.device_batch_size, world.device):
+        loss = state.model.loss_sum(batch.inputs, batch.targets)
+        (loss if factor == 1.0 else loss * factor).backward()
+        totals[0] += loss.detach()
+        totals[1] += (batch.targets != IGNORE_INDEX).sum()
+    return all_reduce_sum(totals)

@@ -8,6 +8,7 @@ import pytest
 
 from nanoray.data.blocks import DataOrderError
 from nanoray.data.plan import Cursor, DataPlan
+from nanoray.goodput import CATEGORIES, Account, key
 from nanoray.metrics import MetricsLogger, read_metrics
 from nanoray.train.checkpoint import Checkpointer
 from nanoray.train.checkpoint_files import committed_steps, newest_verified_step
@@ -116,6 +117,7 @@ def test_every_step_says_what_is_promised(plan, tmp_path):
         "data/position",
         "data/row",
         "time",
+        *map(key, CATEGORIES),
     }
     when_saved = {"checkpoint/stall_seconds"}
     when_validated = {"validation/bits_per_byte", "validation/seconds"}
@@ -228,7 +230,7 @@ def test_rows_in_the_wrong_order_are_never_saved(plan, tmp_path):
     validation = Validation(plan.validation_rows(6), again.lengths, world, 4)
     steps = tiny_steps(plan, Cursor(), world)  # not where the checkpoint stands
     with pytest.raises(DataOrderError):
-        train(state, steps, validation, config, world, checkpointer, metrics)
+        train(state, steps, validation, config, world, checkpointer, metrics, Account(0.0))
     checkpointer.wait()
     metrics.close()
     steps.close()

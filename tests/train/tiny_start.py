@@ -1,5 +1,6 @@
 """Starts of a tiny run: what driver and workers do, without a cluster, until a machine is lost."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from nanoray.data.batches import StepRows
 from nanoray.data.plan import DataPlan
 from nanoray.events import append_event
+from nanoray.goodput import Account, open_account
 from nanoray.metrics import MetricsLogger
 from nanoray.storage import RunFolder, StageFolder
 from nanoray.train.checkpoint import Checkpointer
@@ -82,6 +84,7 @@ def work(world: World, start: Start) -> dict[str, Any]:
     if start.step:
         checkpointer.restore(state, start.step)
     leave_out(state, start.folder)
+    account = open_account(start.folder, start.step) if world.rank == 0 else Account(time.time())
     metrics = MetricsLogger(start.folder if world.rank == 0 else None, last_step=start.step)
     validation = Validation(start.plan.validation_rows(6), start.lengths, world, 4)
     steps = tiny_steps(start.plan, state.cursor, world, start.step)
@@ -94,6 +97,7 @@ def work(world: World, start: Start) -> dict[str, Any]:
             world,
             checkpointer,
             metrics,
+            account,
         )
     except MachineLostError:
         checkpointer.wait()  # what was under way may come through: each test says which step did

@@ -1,0 +1,143 @@
+"""Where a run's time went, from its very first start on, without a remainder.
+
+Rank 0 books all time that has passed since it last looked to one category, so the categories always
+add up to the time since the first start. The sums stand in each line of metrics.jsonl. What lies
+between the last line of a group and the first step of the next is booked by the events of
+`events.py`, and the steps that were lost in between are moved to `recomputed`.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from nanoray.events import DONE, Event, append_event, read_events
+from nanoray.metrics import Records, read_metrics
+from nanoray.storage import StageFolder
+
+CATEGORIES = {
+    "productive": "steps that count",
+    "skipped": "steps that the guard skipped",
+    "recomputed": "steps that were lost and made again",
+    "start_up": "starting, with the first step of each group, and ending",
+    "data_wait": "waiting for data",
+    "checkpoint_stall": "standing still for checkpoints",
+    "validation": "validation",
+    "waiting": "down after a failure, or waiting for machines",
+    "stopped": "not running: nobody had started the job",
+}
+"""What time is spent on, and how a person is told."""
+
+AFTER = {
+    "start": "start_up",
+    "submit": "waiting",
+    "begin": "start_up",
+    "account": "start_up",
+    "stop": "stopped",
+}
+"""What a run does from an event on."""
+
+
+class Account:
+    """Seconds by category; `until` is the moment up to which all time is booked."""
+
+    def __init__(
+        self,
+        origin: float,
+        seconds: dict[str, float] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Go on from the sums of an earlier account that began at `origin`, or begin there."""
+        self.origin, self.clock = origin, clock
+        self.seconds = {name: (seconds or {}).get(name, 0.0) for name in CATEGORIES}
+        self.is_first_step = True
+        self.doing = "waiting"
+        """What the run does since the last event."""
+
+    @property
+    def total(self) -> float:
+        """All seconds booked."""
+        return sum(self.seconds.values())
+
+    def spend(self, category: str, until: float | None = None) -> float:
+        """Book the time that has passed, and give it; a clock that was set back books nothing."""
+        now = self.clock() if until is None else until
+        passed = max(0.0, now - self.origin - self.total)
+        self.seconds[category] += passed
+        return passed
+
+    def spend_step(self, data_wait_seconds: float, *, skipped: bool) -> None:
+        """Book a step with its wait for data; the first one of a group, which compiles, as such."""
+        if self.is_first_step:
+            self.is_first_step = False
+            self.spend("start_up")
+            return
+        category = "skipped" if skipped else "productive"
+        waited = min(data_wait_seconds, self.spend(category))
+        self.seconds[category] -= waited
+        self.seconds["data_wait"] += waited
+
+    def values(self) -> dict[str, float]:
+        """Give the sums under their names in metrics.jsonl."""
+        return {key(name): round(seconds, 3) for name, seconds in self.seconds.items()}
+
+    def book_events(self, events: Iterable[Event]) -> None:
+        """Book the time between events that lie behind the last step of a group."""
+        for event in events:
+            kind, at = event["event"], float(event["time"])
+            if at < self.origin + self.total:
+                continue
+            if kind == "start":  # whatever ran before it was killed, or stopped
+                self.doing = "stopped"
+            elif kind == "stop" and event["why"] == DONE and self.doing == "waiting":
+                self.doing = "start_up"
+            self.spend(self.doing, at)
+            self.doing = AFTER[kind]
+
+
+def key(category: str) -> str:
+    """Give the name of a category in metrics.jsonl."""
+    return f"goodput/{category}_seconds"
+
+
+def sums_of(record: dict[str, Any]) -> dict[str, float]:  # Any: JSON
+    """Take the sums from a line of metrics.jsonl; empty where it has none."""
+    return {name: record[key(name)] for name in CATEGORIES if key(name) in record}
+
+
+def newest_account(
+    events: list[Event], records: Records, clock: Callable[[], float] = time.time
+) -> Account:
+    """Give the account as far as steps and events tell."""
+    told = [sums_of(record) for record in records[-1:]]
+    told += [event["seconds"] for event in events if event["event"] == "account"][-1:]
+    newest = max(told, key=lambda sums: sum(sums.values()), default={})
+    account = Account(float(events[0]["time"]) if events else clock(), newest, clock)
+    account.book_events(events)
+    return account
+
+
+def read_account(folder: StageFolder) -> Account:
+    """Give the account of a stage up to its last step or event."""
+    return newest_account(
+        read_events(folder), read_metrics(folder.fs, folder.path("metrics.jsonl"))
+    )
+
+
+def open_account(folder: StageFolder, step: int, clock: Callable[[], float] = time.time) -> Account:
+    """Go on with the account of a stage, for a group that begins at a step.
+
+    To be called before metrics.jsonl is cut back: what was lost stands only there.
+    """
+    events, records = (
+        read_events(folder),
+        read_metrics(folder.fs, folder.path("metrics.jsonl")),
+    )
+    account = newest_account(events, records, clock)
+    account.spend(account.doing)
+    counted = {record["step"]: sums_of(record) for record in records}.get(step, {})
+    if step == 0 or counted:
+        lost = account.seconds["productive"] - counted.get("productive", 0.0)
+        account.seconds["productive"] -= max(0.0, lost)
+        account.seconds["recomputed"] += max(0.0, lost)
+    append_event(folder, "account", time=clock(), step=step, seconds=account.seconds)
+    return account

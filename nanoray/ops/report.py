@@ -1,0 +1,123 @@
+"""What a run has done so far and where its time went, for a person or a program."""
+
+import io
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from nanoray import connection
+from nanoray.config import InputError
+from nanoray.events import failure_history, read_events
+from nanoray.goodput import CATEGORIES, read_account
+from nanoray.metrics import read_metrics
+from nanoray.progress import duration
+from nanoray.report import ReportFacts, read_facts, write_report
+from nanoray.stages.pretrain_worker import STAGE
+from nanoray.storage import RunFolder, StageFolder
+from nanoray.train.rollback import read_rollbacks
+
+TOLD = {
+    "train/loss": "loss, nats per token",
+    "validation/bits_per_byte": "validation, bits per byte",
+    "train/tokens_per_second": "tokens per second",
+    "train/mfu": "utilization (MFU)",
+    "train/skipped": "skipped steps",
+    "checkpoint/stall_seconds": "stall of a save, seconds",
+}
+"""Values of which the newest is told, and their labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Tell what a run has done and where its time went, and write its report.html anew."""
+
+    run: Annotated[str, tyro.conf.Positional]
+    """Name of the run, or RUN/STAGE."""
+    storage: str | None = None
+    """Folder or address (s3://, gs://, ...) in which the run is; by default ./runs."""
+    json: bool = False
+    """Print JSON only."""
+
+
+def report(config: ReportConfig) -> str:
+    """Write the report of a run, and give its summary.
+
+    Raises:
+        InputError: there is no such run.
+    """
+    run, _, stage = config.run.partition("/")
+    storage = connection.absolute_address(config.storage or "runs")
+    folder = RunFolder(storage, run).stage(stage or STAGE)
+    if folder.read_config() is None:
+        raise InputError(f"{folder} holds no run. Give the name of one, and its --storage.")
+    facts = summary_of(folder)
+    write_report(folder, read_facts(folder) or unfinished(folder, facts))
+    return json.dumps(facts, indent=1) if config.json else as_table(folder, facts)
+
+
+def summary_of(folder: StageFolder) -> dict[str, Any]:  # Any: JSON
+    """Give the newest values of a stage, and its time by category."""
+    records = read_metrics(folder.fs, folder.path("metrics.jsonl"))
+    newest: dict[str, Any] = {}
+    for record in records:
+        newest |= {name: value for name, value in record.items() if value is not None}
+    account, events = read_account(folder), read_events(folder)
+    return {
+        "run": folder.run.run,
+        "stage": folder.name,
+        "step": newest.get("step", 0),
+        "tokens": newest.get("tokens", 0),
+        "values": {name: newest[name] for name in TOLD if name in newest},
+        "groups": sum(event["event"] == "begin" for event in events),
+        "failures": failure_history(events).failures,
+        "rollbacks": [rollback.to_json() for rollback in read_rollbacks(folder)],
+        "seconds": account.seconds,
+        "wall_seconds": account.total,
+        "goodput": account.seconds["productive"] / account.total if account.total else None,
+    }
+
+
+def unfinished(folder: StageFolder, facts: dict[str, Any]) -> ReportFacts:  # Any: JSON
+    """Give what can be said of a run that has not written a report yet."""
+    return ReportFacts(
+        title=f"{folder.run.run} / {folder.name}",
+        summary={label: value for label, value in lines_of(facts).items() if value},
+        derivation={},
+        resume_command=f"python jobs/pretrain.py --run {folder.run.run}",
+        samples=[],
+    )
+
+
+def lines_of(facts: dict[str, Any]) -> dict[str, str]:  # Any: JSON
+    """Write the summary as labels and values."""
+    values = {TOLD[name]: f"{value:,.4g}" for name, value in facts["values"].items()}
+    goodput = facts["goodput"]
+    return {
+        "steps": f"{facts['step']:,}",
+        "tokens": f"{facts['tokens']:,}",
+        **values,
+        "starts of the workers": f"{facts['groups']}, after {facts['failures']} failures",
+        "rollbacks": f"{len(facts['rollbacks'])}",
+        "goodput": "unknown" if goodput is None else f"{100 * goodput:.1f} %",
+    }
+
+
+def as_table(folder: StageFolder, facts: dict[str, Any]) -> str:  # Any: JSON
+    """Write summary and account for a terminal."""
+    summary = Table(title=f"{folder.run.run} / {folder.name}", show_header=False)
+    for label, value in lines_of(facts).items():
+        summary.add_row(label, value)
+    account = Table("where the time went", "share", "time")
+    for name, seconds in facts["seconds"].items():
+        share = f"{100 * seconds / max(facts['wall_seconds'], 1e-9):.1f} %"
+        account.add_row(CATEGORIES[name], share, duration(seconds))
+    account.add_section()
+    account.add_row("all", "100 %", duration(facts["wall_seconds"]))
+    text = io.StringIO()
+    console = Console(file=text, width=100)
+    console.print(summary, account)
+    return f"{text.getvalue()}\nreport: {folder}/report.html"

@@ -1,0 +1,99 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanoray.config import InputError
+from nanoray.events import append_event
+from nanoray.goodput import CATEGORIES
+from nanoray.ops.report import ReportConfig, report
+from nanoray.report import ReportFacts, write_report
+from nanoray.storage import StageFolder
+from nanoray.train.world import LocalWorld
+from tests.train.tiny_run import tiny_plan
+from tests.train.tiny_start import next_start, stage_folder, work
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> StageFolder:
+    """Give a run whose first group was lost after step 5."""
+    plan, folder = tiny_plan(tmp_path / "texts"), stage_folder(str(tmp_path))
+    folder.write_config({"run": "tiny", "depth": 2})
+    append_event(folder, "start")
+    append_event(folder, "submit")
+    work(LocalWorld(), next_start(plan, tmp_path, lost_after=5))
+    work(LocalWorld(), next_start(plan, tmp_path))
+    append_event(folder, "stop", why="done")
+    return folder
+
+
+def config_of(folder: StageFolder, **fields: bool) -> ReportConfig:
+    return ReportConfig(run="tiny", storage=folder.run.storage, **fields)
+
+
+def test_a_program_gets_the_newest_values_and_all_of_the_time(trained):
+    told = json.loads(report(config_of(trained, json=True)))
+
+    assert (told["step"], told["groups"], told["failures"]) == (8, 2, 1)
+    assert told["seconds"].keys() == CATEGORIES.keys()
+    assert sum(told["seconds"].values()) == pytest.approx(told["wall_seconds"])
+    assert told["seconds"]["recomputed"] > 0
+    assert told["goodput"] == pytest.approx(told["seconds"]["productive"] / told["wall_seconds"])
+
+
+def test_a_person_gets_a_table_and_the_report_shows_every_category_that_has_time(trained):
+    text = report(config_of(trained))
+
+    assert all(label in text for label in CATEGORIES.values())
+    page = Path(trained.path("report.html")).read_text()
+    assert "Where the time went" in page
+    assert CATEGORIES["recomputed"] in page
+    assert CATEGORIES["stopped"] not in page
+
+
+def test_a_report_written_anew_keeps_what_only_the_run_knew(trained):
+    facts = ReportFacts(
+        title="tiny / pretrain",
+        summary={"weights": "sha256 0123"},
+        derivation={"width": "64 x depth"},
+        resume_command="python jobs/pretrain.py --storage s3://key:secret@bucket/runs",
+        samples=[("Once", " upon a time")],
+    )
+    write_report(trained, facts)
+    Path(trained.path("report.html")).unlink()
+
+    report(config_of(trained))
+
+    page = Path(trained.path("report.html")).read_text()
+    assert all(part in page for part in ("sha256 0123", "64 x depth", "upon a time"))
+    assert "secret" not in Path(trained.path("report.json")).read_text()
+
+
+def test_a_run_that_has_made_no_step_has_a_report_too(tmp_path):
+    folder = stage_folder(str(tmp_path))
+    folder.write_config({"run": "tiny"})
+
+    text = report(config_of(folder))
+
+    assert "unknown" in text
+    assert Path(folder.path("report.html")).exists()
+
+
+def test_a_run_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no run"):
+        report(ReportConfig(run="nowhere", storage=str(tmp_path)))
+
+
+def test_the_job_takes_the_name_of_the_run_alone(trained):
+    command = [sys.executable, str(ROOT / "jobs" / "report.py"), "tiny"]
+
+    done = subprocess.run(
+        [*command, "--storage", trained.run.storage], capture_output=True, text=True, cwd=ROOT
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "where the time went" in done.stdout

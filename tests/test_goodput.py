@@ -1,0 +1,203 @@
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from nanoray.events import append_event
+from nanoray.goodput import CATEGORIES, Account, key, open_account, read_account
+from nanoray.metrics import MetricsLogger, read_metrics
+from nanoray.storage import RunFolder, StageFolder
+from nanoray.train.world import LocalWorld
+from tests.train.ranks import process_context
+from tests.train.tiny_run import tiny_plan
+from tests.train.tiny_start import Start, next_start, stage_folder, work
+
+
+class Clock:
+    """Time that passes when a test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> StageFolder:
+    return RunFolder(str(tmp_path), "r").stage("pretrain")
+
+
+def events(folder: StageFolder, *told: tuple[float, str]) -> None:
+    for at, kind in told:
+        append_event(folder, kind.split()[0], time=at, why=kind.split()[-1])
+
+
+def group(
+    folder: StageFolder, clock: Clock, begins: float, start_step: int, step_ends: list[float]
+) -> Account:
+    """Let a group go through its steps, each of which waits a second for data."""
+    clock.now = begins
+    account = open_account(folder, start_step, clock)
+    metrics = MetricsLogger(folder, last_step=start_step)
+    for step, clock.now in enumerate(step_ends, start=start_step + 1):
+        account.spend_step(1.0, skipped=False)
+        metrics.record({"step": step, **account.values()}, {"step": step})
+    metrics.close()
+    return account
+
+
+def spent(account: Account) -> dict[str, float]:
+    return {name: seconds for name, seconds in account.seconds.items() if seconds}
+
+
+def test_a_calm_run_starts_waits_for_machines_starts_up_and_trains(folder):
+    events(folder, (100, "start"), (110, "submit"), (130, "begin"))
+
+    account = group(folder, Clock(), 140, 0, [150, 155, 160])
+    events(folder, (165, "stop done"))
+
+    assert spent(account) == {"start_up": 30, "waiting": 20, "data_wait": 2, "productive": 8}
+    assert spent(read_account(folder)) == {**spent(account), "start_up": 35}
+
+
+def test_steps_lost_in_a_failure_are_recomputed_and_the_time_down_is_waiting(folder):
+    clock = Clock()
+    events(folder, (0, "start"), (0, "submit"), (0, "begin"))
+    group(folder, clock, 0, 0, [10, 20, 30, 40])  # saved after step 2, killed after step 4
+    events(folder, (55, "begin"))
+
+    account = group(folder, clock, 60, 2, [70, 80])
+
+    assert spent(account) == {
+        "start_up": 10 + 5 + 10,
+        "data_wait": 3 + 1,
+        "recomputed": 2 * 9,
+        "waiting": 15,
+        "productive": 9 + 9,
+    }
+    assert account.total == 80
+
+
+def test_a_group_that_dies_before_its_first_step_loses_nothing_twice(folder):
+    clock = Clock()
+    events(folder, (0, "start"), (0, "submit"), (0, "begin"))
+    group(folder, clock, 0, 0, [10, 20, 30])
+    for begin in (40, 60, 80):
+        events(folder, (begin, "begin"))
+        group(folder, clock, begin + 10, 1, [])
+
+    account = group(folder, clock, 95, 1, [100, 110])
+
+    assert account.total == 110
+    assert account.seconds["recomputed"] == 18
+    assert account.seconds["productive"] == 9
+
+
+def test_time_between_two_starts_is_stopped_whether_a_person_ended_the_job_or_a_kill(folder):
+    clock = Clock()
+    events(folder, (0, "start"), (0, "submit"), (0, "begin"))
+    group(folder, clock, 0, 0, [10, 20])
+    events(folder, (25, "stop interrupted"), (1000, "start"), (1001, "submit"), (1003, "begin"))
+    group(folder, clock, 1005, 2, [1010, 1020])
+    events(folder, (2000, "start"), (2001, "submit"), (2003, "begin"))  # killed after 1020
+
+    account = group(folder, clock, 2005, 4, [2010])
+
+    assert account.total == 2010
+    assert spent(account) == {
+        "start_up": 10 + 1 + 7 + 1 + 7,
+        "data_wait": 2,
+        "productive": 18,
+        "waiting": 5 + 2 + 2,
+        "stopped": 975 + 980,
+    }
+
+
+def test_a_stage_without_events_begins_its_account_where_it_is_opened(folder):
+    clock = Clock()
+
+    account = group(folder, clock, 500, 0, [510, 520])
+
+    assert account.total == 20
+
+
+def test_stall_validation_and_skipped_steps_have_their_own_sums():
+    clock = Clock()
+    account = Account(0.0, clock=clock)
+    account.is_first_step = False
+
+    for clock.now, spend in (
+        (10, lambda: account.spend_step(2.0, skipped=False)),
+        (13, lambda: account.spend("checkpoint_stall")),
+        (20, lambda: account.spend("validation")),
+        (26, lambda: account.spend_step(1.0, skipped=True)),
+    ):
+        spend()
+
+    expected = {"productive": 8, "data_wait": 3, "checkpoint_stall": 3, "validation": 7}
+    assert spent(account) == {**expected, "skipped": 5}
+
+
+def test_a_clock_that_is_set_back_books_nothing_and_breaks_nothing():
+    clock = Clock()
+    account = Account(0.0, clock=clock)
+    for clock.now in (10, 4, 12):
+        account.spend("validation")
+
+    assert spent(account) == {"validation": 12}
+
+
+def test_a_wait_longer_than_the_step_cannot_make_time(folder):
+    clock = Clock()
+    account = Account(0.0, clock=clock)
+    account.is_first_step = False
+    clock.now = 5
+
+    account.spend_step(9.0, skipped=False)
+
+    assert spent(account) == {"data_wait": 5}
+
+
+def start_and_train(start: Start) -> None:
+    work(LocalWorld(), start)
+
+
+def test_after_real_kills_the_parts_sum_to_the_wall_time(tmp_path):
+    plan, storage = tiny_plan(tmp_path / "texts"), tmp_path / "runs"
+    folder = stage_folder(str(storage))
+    began = time.time()
+    for kill_after in (3, 6, None):
+        append_event(folder, "start")
+        append_event(folder, "submit")
+        process = process_context().Process(
+            target=start_and_train, args=(next_start(plan, storage),)
+        )
+        process.start()
+        if kill_after is not None:
+            wait_for_step(folder, kill_after, time.time() + 60)
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    append_event(folder, "stop", why="done")
+    wall = time.time() - began
+
+    account = read_account(folder)
+
+    lines = read_metrics(folder.fs, folder.path("metrics.jsonl"))
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert account.total == pytest.approx(wall, rel=0.01)
+    assert all(seconds >= 0 for seconds in account.seconds.values())
+    assert sum(lines[-1][key(name)] for name in CATEGORIES) <= account.total + 0.01
+
+
+def wait_for_step(folder: StageFolder, step: int, deadline: float) -> None:
+    path = Path(folder.path("metrics.jsonl"))
+    while time.time() < deadline:
+        lines = path.read_text().splitlines() if path.exists() else []
+        if any(json.loads(line)["step"] >= step for line in lines if line.endswith("}")):
+            return
+        time.sleep(0.002)
+    raise AssertionError(f"step {step} never came")
