@@ -3,6 +3,7 @@
 python jobs/bench.py train --depth 4
 python jobs/bench.py stream
 python jobs/bench.py tokenizer --data FOLDER
+python jobs/bench.py kernels
 """
 
 from typing import Annotated
@@ -10,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from nanoray.config import run_job
+from nanoray.ops.bench_kernels import KernelBench, bench_kernels
 from nanoray.ops.bench_stream import StreamBench, bench_stream
 from nanoray.ops.bench_tokenizer import TokenizerBench, bench_tokenizer
 from nanoray.ops.bench_train import TrainBench, bench_train
@@ -18,14 +20,21 @@ Bench = (
     Annotated[TrainBench, tyro.conf.subcommand("train")]
     | Annotated[StreamBench, tyro.conf.subcommand("stream")]
     | Annotated[TokenizerBench, tyro.conf.subcommand("tokenizer")]
+    | Annotated[KernelBench, tyro.conf.subcommand("kernels")]
 )
 
 
-def bench(config: TrainBench | StreamBench | TokenizerBench) -> str:
+def bench(config: TrainBench | StreamBench | TokenizerBench | KernelBench) -> str:
     """Run the benchmark that was chosen."""
-    if isinstance(config, TrainBench):
-        return bench_train(config)
-    return bench_stream(config) if isinstance(config, StreamBench) else bench_tokenizer(config)
+    match config:
+        case TrainBench():
+            return bench_train(config)
+        case StreamBench():
+            return bench_stream(config)
+        case TokenizerBench():
+            return bench_tokenizer(config)
+        case KernelBench():
+            return bench_kernels(config)
 
 
 if __name__ == "__main__":

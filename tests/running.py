@@ -63,8 +63,8 @@ def start_cluster(num_cpus: int) -> Cluster:
     """Start a cluster with so many logical CPUs on this machine."""
     # A dozen actors on few cores: without this Ray warns of each few processes.
     env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_worker_maximum_startup_concurrency": "8"}
-    # Readers have the cluster's environment, not the job's. Units must end out of order: else blocks
-    # could come right by luck.
+    # Readers have the cluster's environment, not the job's. With jitter units end out of order;
+    # without, blocks could come right by luck.
     env.setdefault("NANORAY_TEST_READ_JITTER_SECONDS", "0.2")
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD_A_CLUSTER, str(num_cpus)],

@@ -16,7 +16,7 @@ from nanoray.train.checkpoint import Checkpointer
 from nanoray.train.rollback import roll_back
 from nanoray.train.save_interval import SaveConfig, SaveInterval
 from nanoray.train.state import TrainState
-from nanoray.train.step import StepConfig, StepResult, train_step
+from nanoray.train.step import SaveVotes, StepConfig, StepResult, train_step
 from nanoray.train.validation import Validation
 from nanoray.train.world import World, all_reduce_sum
 
@@ -75,10 +75,8 @@ def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
     try:
         while state.step < config.num_steps:
             wanted = world.rank == 0 and interval.is_due(state.step + 1)
-            late = checkpointer.is_retrying
-            result = train_step(
-                state, next(steps), config, world, wants_save=wanted, cannot_save=late
-            )
+            votes = SaveVotes(wanted, checkpointer.is_retrying)
+            result = train_step(state, next(steps), config, world, votes)
             account.spend_step(result.data_wait_seconds, skipped=result.problem is not None)
             values = step_values(result, state, config, world)
             metrics.record({**values, **account.values()}, ledger_entry(result, state))
@@ -88,9 +86,8 @@ def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
             last = state.step == config.num_steps
             # Saved before validating: a validation that fails must not cost the run. On a
             # preemption notice we save and go on, because Ray takes a clean return for the end of
-            # the run. After a skipped step, saving waits for the next one that is made: a rollback
-            # needs a checkpoint from before the steps that were skipped. It also waits for storage
-            # that fails, and training goes on meanwhile.
+            # the run. Saving waits for storage that fails, and after a skipped step for one that is
+            # made: a rollback needs a checkpoint from before the steps that were skipped.
             save_is_due |= world.leaving_soon(state.step) or result.save_is_wanted
             can_save = result.problem is None and not result.save_must_wait
             if last or (save_is_due and can_save):
@@ -100,14 +97,21 @@ def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
                 interval.saved(state.step, stall)
                 metrics.amend({"checkpoint/stall_seconds": stall, **account.values()})
             if state.step % config.validate_every == 0 or last:
-                metrics.amend({"validation/bits_per_byte": validation.bits_per_byte(state.model)})
-                seconds = account.spend("validation")
-                metrics.amend({"validation/seconds": seconds, **account.values()})
+                validate(state, validation, metrics, account)
             if world.rank == 0:
                 world.report(state.step, metrics.last)
     finally:
         checkpointer.wait()  # also after an error: this process may be ended at once
     metrics.flush()
+
+
+def validate(
+    state: TrainState, validation: Validation, metrics: MetricsLogger, account: Account
+) -> None:
+    """Measure bits per byte, and add them to the newest step."""
+    metrics.amend({"validation/bits_per_byte": validation.bits_per_byte(state.model)})
+    seconds = account.spend("validation")
+    metrics.amend({"validation/seconds": seconds, **account.values()})
 
 
 def tell_of_skip(result: StepResult, state: TrainState, world: World) -> None:

@@ -29,6 +29,18 @@ class StepConfig:
 
 
 @dataclass(frozen=True)
+class SaveVotes:
+    """What a rank says of saving the state after a step."""
+
+    wants: bool = False
+    cannot: bool = False
+    """Its storage fails at the moment."""
+
+
+NO_VOTES = SaveVotes()
+
+
+@dataclass(frozen=True)
 class StepResult:
     """What one step did, the same on every rank but for the times."""
 
@@ -58,9 +70,7 @@ def train_step(
     rows: StepRows,
     config: StepConfig,
     world: World,
-    *,
-    wants_save: bool = False,
-    cannot_save: bool = False,
+    votes: SaveVotes = NO_VOTES,
 ) -> StepResult:
     """Make one update from this rank's rows and those of all others, unless the guard skips it.
 
@@ -70,14 +80,13 @@ def train_step(
     A skipped step leaves weights and averages as they are. Its data are used up, and it counts as a
     step, so that schedules and the length of the run do not depend on it.
 
-    With `wants_save` this rank asks for the state to be saved after the step, with `cannot_save`
-    for that to wait; all ranks hear of it.
+    With `votes` this rank says whether the state should be saved after the step; all hear of it.
 
     Raises:
         DataOrderError: the rows are not those that follow the cursor.
     """
     began = time.perf_counter()
-    totals = compute_gradients(state, rows, config, world, (wants_save, cannot_save))
+    totals = compute_gradients(state, rows, config, world, votes)
     record = all_reduce_sum(rows.record.to(world.device))
 
     norm = state.optimizer.reduce(totals[1].float())
@@ -123,7 +132,7 @@ def compute_gradients(
     rows: StepRows,
     config: StepConfig,
     world: World,
-    votes: tuple[bool, bool],
+    votes: SaveVotes,
 ) -> Tensor:
     """Go forward and backward over this rank's rows; gives sums over all ranks, (4,) float64.
 
@@ -132,7 +141,7 @@ def compute_gradients(
     """
     state.optimizer.zero_grad()
     totals = torch.zeros(4, dtype=torch.float64, device=world.device)
-    totals[2], totals[3] = map(float, votes)
+    totals[2], totals[3] = float(votes.wants), float(votes.cannot)
     factor = poison(state.cursor)
     for batch in rows.microbatches(config.device_batch_size, world.device):
         loss = state.model.loss_sum(batch.inputs, batch.targets)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_kill import JITTER, arguments
+from tests.faults.test_kill import arguments
 from tests.running import Cluster, kill_job, read_run, run_job, start_job, wait_for_step
 
 
@@ -29,7 +29,7 @@ def zero_4_kilobytes(step: Path) -> None:
 def test_a_damaged_checkpoint_is_passed_over_with_one_warning(
     ray_cluster: Cluster, tmp_path: Path, damage: Callable[[Path], None]
 ):
-    env = {**ray_cluster.environment(), **JITTER}
+    env = ray_cluster.environment()
     code, output = run_job("pretrain.py", *arguments(tmp_path, "calm", 1, steps=200), env=env)
     assert code == 0, output
     process = start_job("pretrain.py", *arguments(tmp_path, "hurt", 1, steps=200), env=env)

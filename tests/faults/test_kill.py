@@ -18,7 +18,6 @@ from tests.running import (
 )
 
 STEPS = 200
-JITTER = {"NANORAY_TEST_READ_JITTER_SECONDS": "0.2"}
 
 
 def arguments(storage: Path, run: str, num_workers: int, steps: int = STEPS) -> list[object]:
@@ -50,7 +49,7 @@ def check_that_kills_change_nothing(
 ) -> None:
     """Kill a worker, then the whole job, each at a random step, and run the command to its end."""
     rng = random.Random(seed)
-    env = {**cluster.environment(), **JITTER}
+    env = cluster.environment()
     code, output = run_job("pretrain.py", *arguments(tmp_path, "calm", num_workers), env=env)
     assert code == 0, output
 
@@ -72,7 +71,7 @@ def check_that_kills_change_nothing(
 def test_any_number_of_workers_reads_the_same_rows_in_the_same_steps(
     ray_cluster: Cluster, tmp_path: Path
 ):
-    env = {**ray_cluster.environment(), **JITTER}
+    env = ray_cluster.environment()
     runs = {}
 
     for num_workers in (1, 2, 3, 4):
@@ -93,7 +92,7 @@ def test_any_number_of_workers_reads_the_same_rows_in_the_same_steps(
 
 @pytest.mark.cluster
 def test_a_run_goes_on_with_another_number_of_workers(ray_cluster: Cluster, tmp_path: Path):
-    env = {**ray_cluster.environment(), **JITTER}
+    env = ray_cluster.environment()
     code, output = run_job("pretrain.py", *arguments(tmp_path, "calm", 1, steps=60), env=env)
     assert code == 0, output
 

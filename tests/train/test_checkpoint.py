@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nanoray.config import StorageError
 from nanoray.data.plan import Cursor
 from nanoray.storage import StageFolder, list_folder, read_json
 from nanoray.train.checkpoint import Checkpointer
@@ -235,12 +236,12 @@ def test_old_steps_are_deleted_but_those_to_keep(folder, keep_last, keep_every, 
 
 @pytest.mark.parametrize("call", ["save", "wait"])
 def test_an_error_behind_the_training_is_raised_by_the_next_call(disk, call):
-    checkpointer = open_checkpoints(disk)
+    checkpointer = open_checkpoints(disk, patience_seconds=0)
     os.makedirs(disk.path())
     Path(disk.path("checkpoints")).write_text("a file where a folder should be")
     checkpointer.save(state_at(1))
 
-    with pytest.raises(OSError, match="checkpoints"):
+    with pytest.raises(StorageError, match="checkpoints"):
         checkpointer.wait() if call == "wait" else checkpointer.save(state_at(2))
 
     os.remove(disk.path("checkpoints"))
@@ -253,10 +254,10 @@ def test_an_error_before_the_commit_leaves_no_step(folder):
     def fail() -> None:
         raise OSError("the log could not be flushed")
 
-    checkpointer = open_checkpoints(folder)
+    checkpointer = open_checkpoints(folder, patience_seconds=0)
 
     checkpointer.save(state_at(1), before_commit=fail)
 
-    with pytest.raises(OSError, match="could not be flushed"):
+    with pytest.raises(StorageError, match="could not be flushed"):
         checkpointer.wait()
     assert committed_steps(folder) == []

@@ -38,25 +38,25 @@ def break_storage(folder: StageFolder) -> Path:
     return obstacle
 
 
-def test_storage_that_fails_for_a_while_costs_no_step(folder: StageFolder, caplog) -> None:
-    checkpointer = open_checkpoints(folder)
-    obstacle = break_storage(folder)
+def test_storage_that_fails_for_a_while_costs_no_step(disk: StageFolder, caplog) -> None:
+    checkpointer = open_checkpoints(disk)
+    obstacle = break_storage(disk)
 
     checkpointer.save(state_at(4))
     wait_until(lambda: checkpointer.is_retrying)
     obstacle.unlink()
     checkpointer.wait()
 
-    assert committed_steps(folder) == [4]
-    assert newest_verified_step(folder) == 4
+    assert committed_steps(disk) == [4]
+    assert newest_verified_step(disk) == 4
     assert not checkpointer.is_retrying
     assert "step 4 could not be saved" in caplog.text
     assert "training goes on" in caplog.text
 
 
-def test_storage_that_fails_for_long_stops_the_run_with_one_sentence(folder: StageFolder) -> None:
-    checkpointer = open_checkpoints(folder, patience_seconds=0.3)
-    break_storage(folder)
+def test_storage_that_fails_for_long_stops_the_run_with_one_sentence(disk: StageFolder) -> None:
+    checkpointer = open_checkpoints(disk, patience_seconds=0.3)
+    break_storage(disk)
     checkpointer.save(state_at(4))
 
     with pytest.raises(StorageError) as raised:
