@@ -6,7 +6,8 @@ python jobs/bench.py tokenizer --data FOLDER
 python jobs/bench.py kernels
 """
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import tyro
 
@@ -24,18 +25,12 @@ Bench = (
 )
 
 
-def bench(config: TrainBench | StreamBench | TokenizerBench | KernelBench) -> str:
-    """Run the benchmark that was chosen."""
-    match config:
-        case TrainBench():
-            return bench_train(config)
-        case StreamBench():
-            return bench_stream(config)
-        case TokenizerBench():
-            return bench_tokenizer(config)
-        case KernelBench():
-            return bench_kernels(config)
-
+BENCHMARKS: dict[type, Callable[[Any], str]] = {  # Any: each takes its own config
+    TrainBench: bench_train,
+    StreamBench: bench_stream,
+    TokenizerBench: bench_tokenizer,
+    KernelBench: bench_kernels,
+}
 
 if __name__ == "__main__":
-    run_job(Bench, bench)
+    run_job(Bench, lambda config: BENCHMARKS[type(config)](config))
