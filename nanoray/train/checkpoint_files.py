@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nanoray.config import FORMAT_VERSION, StorageError
 from nanoray.model.gpt import GPT
-from nanoray.storage import StageFolder, is_local, list_folder, read_json
+from nanoray.storage import StageFolder, is_local, list_folder, move_folder, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def newest_verified_step(folder: StageFolder) -> int | None:
             "checkpoints", "damaged", f"{step_name(step)}-{time.strftime('%Y%m%d-%H%M%S')}"
         )
         folder.fs.makedirs(folder.path("checkpoints", "damaged"), exist_ok=True)
-        folder.fs.mv(path, moved, recursive=True)
+        move_folder(folder.fs, path, moved)
         logger.warning(
             "checkpoint of step %d is damaged (%s); moved it to %s", step, problem, moved
         )
