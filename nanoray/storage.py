@@ -116,6 +116,17 @@ def list_folder(fs: AbstractFileSystem, path: str) -> list[str]:
         return []
 
 
+def move_folder(fs: AbstractFileSystem, source: str, target: str) -> None:
+    """Move a folder with all that is in it, to a place where nothing is."""
+    if is_local(fs):
+        os.rename(source, target)
+        return
+    # Not `fs.mv`: on S3 it also copies the folder itself, which is no object there, and fails.
+    for path in fs.find(source):
+        fs.copy(path, target + str(path).removeprefix(source))
+    fs.rm(source, recursive=True)
+
+
 class RunFolder:
     """The folder of one run: its address, and the name of everything in it."""
 
@@ -139,6 +150,11 @@ class RunFolder:
     def tokenizer_file(self) -> str:
         """The tokenizer that every stage of this run uses."""
         return self.path("tokenizer.json")
+
+    @property
+    def tokenizer_address(self) -> str:
+        """The same file as `open_location` takes it, with its protocol."""
+        return f"{self}/tokenizer.json"
 
     def read_state(self) -> dict[str, Any]:  # Any: JSON
         """Read run.json: the attempt number and the stages done; empty before the first attempt."""
@@ -222,8 +238,5 @@ class StageFolder:
         # An object store would mix the files of two stages that were moved within one second.
         taken = [n for n in list_folder(self.fs, self.run.path()) if n.startswith(name)]
         target = self.run.path(f"{name}-{len(taken) + 1}" if taken else name)
-        if is_local(self.fs):
-            os.rename(self.path(), target)
-        else:
-            self.fs.mv(self.path(), target, recursive=True)
+        move_folder(self.fs, self.path(), target)
         return target

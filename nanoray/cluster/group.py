@@ -38,6 +38,7 @@ COLLECTIVE_TIMEOUT_SECONDS = 1800
 PREEMPTION_CHECK_STEPS = 10
 """The question is a barrier over all ranks, so it is not asked at every step."""
 WATCH_SECONDS = 0.5
+ELASTIC_START_SECONDS = "30"
 
 
 class RayWorld:
@@ -102,6 +103,8 @@ def run_on_workers(group: Group, folder: RunFolder, display: RunDisplay) -> obje
     resources = group.resources
     each = {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
     low, high = resources.num_workers
+    if low < high:  # after a node has died Ray asks for its workers once more: not for a minute
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_SECONDS)
     worker: Any = _worker_function(
         group, monitor
     )  # Any: Ray's stubs want a function without a result

@@ -42,7 +42,7 @@ from nanoray.stages.tokenizer import (
     load_tokenizer,
     save_tokenizer,
 )
-from nanoray.storage import RunFolder, StageFolder, is_local, read_json, write_json
+from nanoray.storage import RunFolder, StageFolder, read_json, write_json
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.train.checkpoint_files import committed_steps, step_name
 from nanoray.train.device import training_dtype
@@ -104,7 +104,7 @@ def prepare(config: PretrainConfig, storage: str) -> PretrainJob:
     )
     if config.fresh:
         begin_anew(folder)
-    save_tokenizer(tokenizer, folder.run.tokenizer_file)
+    save_tokenizer(tokenizer, folder.run.tokenizer_address)
     write_json(folder.fs, folder.path("manifest.json"), manifest.to_json())
     folder.write_config(to_json(config))
     layout = layout_for(rows, config.device_batch_size, most_workers)
@@ -162,9 +162,7 @@ def find_tokenizer(config: PretrainConfig, run: RunFolder, manifest: Manifest) -
     assert config.tokenizer_chars, "decided"
     existing = None
     if not config.fresh and run.fs.exists(run.tokenizer_file):
-        existing = load_tokenizer(
-            run.tokenizer_file if is_local(run.fs) else f"{run}/tokenizer.json"
-        )
+        existing = load_tokenizer(run.tokenizer_address)
     named = (
         load_tokenizer(connection.absolute_address(config.tokenizer)) if config.tokenizer else None
     )
