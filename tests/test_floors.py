@@ -39,6 +39,7 @@ MAY_IMPORT_RAY = [
     "nanoray/cluster/connection.py",
     "nanoray/cluster/group.py",
     "nanoray/cluster/monitor.py",
+    "nanoray/cluster/reservations.py",
     "nanoray/cluster/watchdog.py",
     "nanoray/data/feed.py",
     "nanoray/data/word_counts.py",

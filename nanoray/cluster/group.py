@@ -26,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from nanoray.cluster.connection import Resources
 from nanoray.cluster.monitor import Monitor, Pulse, forward_logs
 from nanoray.cluster.recovery import RetryBudget, describe_failure, of_group
+from nanoray.cluster.reservations import Reservations
 from nanoray.cluster.watchdog import Watchdog
 from nanoray.config import InputError, RunFailedError
 from nanoray.data.feed import Actor
@@ -135,7 +136,9 @@ def run_on_workers(group: Group, folder: RunFolder, display: RunDisplay) -> obje
             execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
         ),
     )
-    with watch(monitor, display, Watchdog(monitor, group.hang_seconds)):
+    reservations = Reservations(folder)
+    reservations.release_old()
+    with watch(monitor, display, Watchdog(monitor, group.hang_seconds), reservations):
         try:
             result: Any = trainer.fit()
             return result.return_value
@@ -229,7 +232,9 @@ def on_this_node() -> NodeAffinitySchedulingStrategy:
 
 
 @contextlib.contextmanager
-def watch(monitor: Actor, display: RunDisplay, watchdog: Watchdog) -> Iterator[None]:
+def watch(
+    monitor: Actor, display: RunDisplay, watchdog: Watchdog, reservations: Reservations
+) -> Iterator[None]:
     """Show the news of the workers, and look after them, for as long as the context lasts."""
     done = threading.Event()
 
@@ -238,6 +243,7 @@ def watch(monitor: Actor, display: RunDisplay, watchdog: Watchdog) -> Iterator[N
         for line in lines:
             display.log(line)
         for values in steps:
+            reservations.record()
             display.show(values)
 
     def loop() -> None:

@@ -21,7 +21,7 @@ from nanoray.model.gpt import DTYPES, GPT
 from nanoray.model.scaling import flops_per_token, gpt_config, learning_rates
 from nanoray.text.bpe import learn_merges
 from nanoray.text.tokenizer import SMALLEST_VOCABULARY, Tokenizer, split_words
-from nanoray.train.device import peak_flops, training_dtype
+from nanoray.train.device import keep_freed_memory, peak_flops, training_dtype
 from nanoray.train.optimizer import MuonAdamW, OptimizerConfig
 from nanoray.train.schedule import Schedule
 from nanoray.train.state import TrainState
@@ -135,6 +135,8 @@ def bench_state(
         matrix_lr=lr.matrix, embedding_lr=lr.embedding, unembedding_lr=lr.unembedding
     )
     optimizer = MuonAdamW(model, rates, world)
+    if world.device.type == "cpu":
+        keep_freed_memory()
     if not config.eager:
         model.compile()
         optimizer.compile()

@@ -34,7 +34,7 @@ from nanoray.stages.pretrain_config import (
 from nanoray.storage import RunFolder, StageFolder
 from nanoray.train.checkpoint import Checkpointer, SavePolicy
 from nanoray.train.checkpoint_files import committed_steps, newest_verified_step
-from nanoray.train.device import can_compile, peak_flops
+from nanoray.train.device import can_compile, keep_freed_memory, peak_flops
 from nanoray.train.guard import StepGuard
 from nanoray.train.loop import LoopConfig, train
 from nanoray.train.optimizer import MuonAdamW
@@ -180,6 +180,8 @@ def build_state(config: PretrainConfig, world: World) -> TrainState:
     """Give model and optimizer on this rank's device, with initial weights."""
     if world.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
+    else:
+        keep_freed_memory()
     assert config.dtype, "decided"
     model = GPT(model_config(config), DTYPES[config.dtype])
     model.init_weights(config.seed)

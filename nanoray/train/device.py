@@ -1,5 +1,6 @@
 """What a device can do: its number format for training, and the most it could compute."""
 
+import ctypes
 import time
 
 import torch
@@ -7,7 +8,13 @@ import torch
 from nanoray.model.scaling import gpu_peak_flops
 
 MEASURED_SIZE = 1024
-MEASURED_REPEATS = 8
+MEASURED_SECONDS = 0.5
+"""The best of so many products counts: on a shared machine most of them are disturbed."""
+
+MALLOPT_TRIM_THRESHOLD, MALLOPT_TOP_PAD, MALLOPT_MMAP_THRESHOLD = -1, -2, -3
+KEPT_BYTES = 2**27
+LARGEST_KEPT_BLOCK = 2**25
+"""glibc takes no larger threshold."""
 
 
 def training_dtype(device: torch.device) -> torch.dtype:
@@ -28,12 +35,25 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
         if known is not None:
             return known
     a = torch.randn(MEASURED_SIZE, MEASURED_SIZE, device=device).to(dtype)
-    best = 0.0
-    for _ in range(MEASURED_REPEATS):
+    best, end = 0.0, time.perf_counter() + MEASURED_SECONDS
+    while time.perf_counter() < end:
         began = time.perf_counter()
         (a @ a).sum().item()
         best = max(best, 2 * MEASURED_SIZE**3 / (time.perf_counter() - began))
     return best
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors on the CPU have freed, instead of giving it back to the kernel.
+
+    Each step frees and takes the same blocks; the kernel would clear their pages every time, which
+    took a tenth of a step (docs/measurements.md). Other allocators are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(MALLOPT_MMAP_THRESHOLD, LARGEST_KEPT_BLOCK)
+        mallopt(MALLOPT_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(MALLOPT_TOP_PAD, KEPT_BYTES)
 
 
 def can_compile(device: torch.device) -> bool:

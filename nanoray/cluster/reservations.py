@@ -1,0 +1,70 @@
+"""What a killed job still holds of the cluster, given back before the next start of its run.
+
+Ray Data and Ray Train reserve CPUs with a detached actor that drops a reservation only after three
+minutes without news. A job that was killed cannot take its own back, and on a cluster without CPUs
+to spare the same command, given again, would wait for them (seen: 188 s to the first checkpoint).
+So the names of a run's reservations are kept with it. One that is not ours by mistake does no harm
+when it is dropped: whoever lives renews its own every twenty seconds.
+"""
+
+import logging
+from typing import Any
+
+import ray
+
+from nanoray.storage import RunFolder, read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+COORDINATOR = "AutoscalingCoordinator"
+"""Name and namespace of Ray 2.60's actor."""
+CALL_SECONDS = 10
+
+
+class Reservations:
+    """The reservations of one run."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.fs, self.path = folder.fs, folder.path("reservations.json")
+        self.before: set[str] = set()
+        self.recorded = False
+
+    def release_old(self) -> None:
+        """Give back what an earlier start of this run has left; to be called before a start."""
+        old = (read_json(self.fs, self.path) or {}).get("names", [])
+        coordinator = find_coordinator()
+        if coordinator is None:
+            return
+        for name in old:
+            ray.get(coordinator.cancel_request.remote(name), timeout=CALL_SECONDS)
+        self.before = set(current(coordinator))
+
+    def record(self) -> None:
+        """Keep the names of what has been reserved since `release_old`, once."""
+        if self.recorded:
+            return
+        self.recorded = True
+        coordinator = find_coordinator()
+        names = [] if coordinator is None else sorted(set(current(coordinator)) - self.before)
+        write_json(self.fs, self.path, {"names": names})
+
+
+def find_coordinator() -> Any:  # Any: a handle
+    """Give the actor that keeps the reservations, or None on a cluster where nobody asked yet."""
+    try:
+        return ray.get_actor(COORDINATOR, namespace=COORDINATOR)
+    except ValueError:
+        return None
+
+
+def current(coordinator: Any) -> list[str]:  # Any: a handle
+    """List all reservations; empty, with a warning, where Ray keeps them in another way."""
+    try:
+        names: list[str] = ray.get(
+            coordinator.__ray_call__.remote(lambda actor: list(actor._ongoing_reqs)),
+            timeout=CALL_SECONDS,
+        )
+    except ray.exceptions.RayError as error:
+        logger.warning("reservations of killed jobs are not given back: %s", error)
+        return []
+    return names

@@ -1,0 +1,146 @@
+"""What a worker does, in this process and without Ray."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nanoray.cluster.connection import Resources
+from nanoray.data.batches import Share, StepRows, step_rows
+from nanoray.data.blocks import Layout, layout_for, plain_blocks
+from nanoray.data.manifest import make_manifest
+from nanoray.data.plan import DataPlan
+from nanoray.stages.pretrain_config import PretrainConfig, decide, rows_per_step
+from nanoray.stages.pretrain_worker import (
+    PretrainJob,
+    build_state,
+    run_worker,
+    validation_rows,
+    write_samples,
+)
+from nanoray.train.checkpoint_files import committed_steps
+from nanoray.train.rollback import start_cursor
+from nanoray.train.world import LocalWorld
+from tests.running import small_corpus
+from tests.support import tiny_tokenizer
+
+WORLD = LocalWorld()
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> PretrainJob:
+    config = PretrainConfig(
+        run="r",
+        depth=1,
+        head_dim=32,
+        vocab_size=tiny_tokenizer().vocab_size,
+        max_seq_len=64,
+        total_batch_tokens=512,
+        device_batch_size=4,
+        validation_tokens=256,
+        num_steps=12,
+        save_every=4,
+        validate_every=6,
+        eager=True,
+    )
+    decided = decide(config, on_gpu=False, dtype="float32")
+    manifest = make_manifest(str(small_corpus(tmp_path / "data")), "text")
+    plan = DataPlan(manifest, tiny_tokenizer(), max_seq_len=64, packing="bestfit", seed=42)
+    return PretrainJob(
+        config=decided,
+        storage=str(tmp_path / "runs"),
+        plan=plan,
+        layout=layout_for(rows_per_step(decided), 4, 1),
+        resources=Resources((1, 1), False, 1.0, 1, 1),
+        bytes_per_token=2.5,
+        pacer=None,
+    )
+
+
+def steps_from(job: PretrainJob, step: int) -> Iterator[StepRows]:
+    layout: Layout = job.layout
+    blocks = plain_blocks(job.plan, layout, start_cursor(job.folder, step))
+    return step_rows(blocks, layout, Share(), pin=False)
+
+
+def work(job: PretrainJob, start_step: int = 0) -> dict[str, Any]:
+    """Do what a group of one worker does from a step on."""
+    attempt = job.folder.run.begin_attempt("pretrain", start_step)
+    return run_worker(
+        job, WORLD, steps_from(job, start_step), attempt=attempt, start_step=start_step
+    )
+
+
+def lines_of(job: PretrainJob, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(job.folder.path(name)).read_text().splitlines()]
+
+
+def weights_of(job: PretrainJob, step: int) -> str:
+    path = job.folder.path("checkpoints", f"step_{step:06d}", "manifest.json")
+    digest: str = json.loads(Path(path).read_text())["files"]["model.safetensors"]["sha256"]
+    return digest
+
+
+def test_a_worker_trains_to_the_end_and_leaves_checkpoints_logs_and_samples(
+    job: PretrainJob,
+) -> None:
+    result = work(job)
+
+    metrics = lines_of(job, "metrics.jsonl")
+    assert [line["step"] for line in metrics] == list(range(1, 13))
+    assert metrics[-1]["train/loss"] < metrics[0]["train/loss"]
+    assert "validation/bits_per_byte" in metrics[5]
+    assert committed_steps(job.folder) == [4, 8, 12]
+    assert len(result["samples"]) == 4
+    assert result["peak_memory_bytes"] > 2**20
+    assert job.newest_step() == 12
+
+
+def test_a_worker_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(
+    job: PretrainJob, tmp_path: Path
+) -> None:
+    work(job)
+    other = replace(job, storage=str(tmp_path / "other"))
+    short = replace(other, config=replace(other.config, num_steps=8, warmdown_ratio=0.0))
+    whole = replace(
+        other, storage=str(tmp_path / "whole"), config=replace(job.config, warmdown_ratio=0.0)
+    )
+    work(short)
+
+    work(replace(whole, storage=other.storage), start_step=8)
+    work(whole)
+
+    assert weights_of(other, 12) == weights_of(whole, 12)
+    assert lines_of(other, "ledger.jsonl") == lines_of(whole, "ledger.jsonl")
+    assert lines_of(whole, "ledger.jsonl") == lines_of(job, "ledger.jsonl")
+
+
+def test_samples_follow_from_the_weights_alone(job: PretrainJob) -> None:
+    state = build_state(job.config, WORLD)
+
+    first, second = write_samples(job, state), write_samples(job, state)
+
+    assert first == second
+    assert first[0][0] == "The capital of France is"
+
+
+def test_the_state_begins_with_the_weights_of_the_seed(job: PretrainJob) -> None:
+    again = build_state(job.config, WORLD)
+    other = build_state(replace(job.config, seed=7), WORLD)
+
+    state = build_state(job.config, WORLD)
+
+    assert torch.equal(state.model.embedding.weight, again.model.embedding.weight)
+    assert not torch.equal(state.model.embedding.weight, other.model.embedding.weight)
+    assert (state.step, state.tokens) == (0, 0)
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(1, 1), (64, 1), (640, 10), (700, 10)])
+def test_validation_uses_as_many_whole_rows_as_were_asked_for(
+    job: PretrainJob, tokens: int, rows: int
+) -> None:
+    assert validation_rows(replace(job.config, validation_tokens=tokens)) == rows
