@@ -159,11 +159,16 @@ def choose_resources(config: RunConfig) -> Resources:
             f"--num-workers {config.num_workers} needs {low} GPUs, and the cluster has {gpus}. "
             f"Give --num-workers {gpus}, or add nodes."
         )
-    wanted = config.cpus_per_worker
+    wanted, nodes = config.cpus_per_worker, node_cpus(cpus)
     if wanted is None:
-        share = (cpus - STREAM_CPUS) / high
+        share = largest_share(nodes, high)
         wanted = min(GPU_WORKER_CPUS, share) if use_gpu else share
         wanted = math.floor(wanted * 100) / 100
+    elif wanted > max(nodes):
+        raise NotEnoughResourcesError(
+            f"--cpus-per-worker {wanted:g} is more than the {max(nodes):g} CPUs of the largest "
+            "node, and a worker cannot be split. Give less."
+        )
     if wanted < LEAST_CPUS_PER_WORKER or low * wanted + STREAM_CPUS > cpus:
         least = config.cpus_per_worker or LEAST_CPUS_PER_WORKER
         fitting = int((cpus - STREAM_CPUS) / least)
@@ -173,9 +178,49 @@ def choose_resources(config: RunConfig) -> Resources:
             + (f"Give --num-workers {fitting} at most" if fitting else "Give the cluster more CPUs")
             + (", or fewer --cpus-per-worker." if config.cpus_per_worker else ".")
         )
-    threads = config.threads_per_worker or max(1, int(wanted) if use_gpu else int(cpus) // high)
+    together = -(-high // len(nodes))  # workers on one node
+    per_node = int(wanted) if use_gpu else int(max(nodes)) // together
+    threads = config.threads_per_worker or max(1, per_node)
     free = cpus - high * wanted - 1
     return Resources((low, high), use_gpu, wanted, threads, max(1, min(int(free), 2 * high)))
+
+
+def largest_share(nodes: list[float], num_workers: int) -> float:
+    """Give the most CPUs that each worker can have, with those of the stream left on some node.
+
+    On one node that is an equal share of the rest; over several, no worker can be split.
+    """
+    if len(nodes) == 1:
+        return (nodes[0] - STREAM_CPUS) / num_workers
+    shares = {
+        (cpus - kept) / workers
+        for cpus in nodes
+        for kept in (0, STREAM_CPUS)
+        for workers in range(1, num_workers + 1)
+    }
+    fitting = [share for share in shares if share > 0 and room(nodes, share) >= num_workers]
+    return max(fitting, default=(sum(nodes) - STREAM_CPUS) / num_workers)
+
+
+def room(nodes: list[float], share: float) -> int:
+    """Count the workers of a size that find room beside the stream, wherever that has most."""
+    slots = [math.floor(cpus / share + 1e-9) for cpus in nodes]
+    beside = [math.floor((cpus - STREAM_CPUS) / share + 1e-9) for cpus in nodes]
+    lost = min(s - b for s, b, cpus in zip(slots, beside, nodes, strict=True) if cpus >= 1)
+    return sum(slots) - lost
+
+
+def node_cpus(total: float) -> list[float]:
+    """List the CPUs of each node that has any; those that an autoscaler adds are like the largest.
+
+    Args:
+        total: CPUs of the cluster, at its autoscaler's maximum.
+    """
+    alive = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    nodes = [float(cpus) for cpus in alive if cpus >= 1] or [total]
+    while sum(nodes) + 1 <= total:
+        nodes.append(min(max(nodes), total - sum(nodes)))
+    return nodes
 
 
 def cluster_total() -> dict[str, float]:

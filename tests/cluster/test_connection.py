@@ -82,10 +82,18 @@ def connect(**env: str) -> str:
     return ran.stdout
 
 
-def has(monkeypatch: pytest.MonkeyPatch, now: dict[str, float], most: dict[str, int]) -> None:
-    """Let Ray say that a cluster has these resources, and at its autoscaler's maximum those."""
+def has(
+    monkeypatch: pytest.MonkeyPatch,
+    now: dict[str, float],
+    most: dict[str, int],
+    num_nodes: int = 1,
+) -> None:
+    """Let Ray say that a cluster of equal nodes has these resources, and at its maximum those."""
     state = ray._private.state.state
+    each = {name: amount / num_nodes for name, amount in now.items()}
+    nodes = [{"Alive": True, "Resources": each}] * num_nodes
     monkeypatch.setattr(ray, "cluster_resources", lambda: now)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
     monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: most)
 
 
@@ -258,6 +266,32 @@ def test_workers_get_what_the_cluster_has(monkeypatch, case):
     chosen = choose_resources(RunConfig(**asked))
 
     assert chosen == expected
+
+
+@pytest.mark.parametrize(
+    ("num_nodes", "workers", "cpus", "threads"),
+    [
+        (2, "1", 4.0, 4),  # a whole node; the stream has the other
+        (2, "2", 3.0, 4),
+        (2, "4", 1.5, 2),
+        (4, "4", 1.0, 2),  # one of the four shares its node with the stream
+        (4, "3", 2.0, 2),
+        (8, "1", 1.0, 1),
+    ],
+)
+def test_no_worker_is_larger_than_a_node(monkeypatch, num_nodes, workers, cpus, threads):
+    has(monkeypatch, {"CPU": 8.0}, {}, num_nodes)
+
+    chosen = choose_resources(RunConfig(num_workers=workers))
+
+    assert (chosen.cpus_per_worker, chosen.threads_per_worker) == (cpus, threads)
+
+
+def test_a_worker_that_no_node_can_hold_is_refused(monkeypatch):
+    has(monkeypatch, {"CPU": 8.0}, {}, num_nodes=2)
+
+    with pytest.raises(NotEnoughResourcesError, match="more than the 4 CPUs of the largest node"):
+        choose_resources(RunConfig(cpus_per_worker=5))
 
 
 def test_an_autoscaler_counts_with_its_maximum(monkeypatch):
