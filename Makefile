@@ -33,7 +33,7 @@ pretrain: $(READY)
 	$(BIN)/python jobs/pretrain.py --run $(RUN) --total-batch-tokens 8192 --num-steps 360
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow and not gpu" --durations=20
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m "slow and not gpu"

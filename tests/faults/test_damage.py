@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_kill import arguments
+from tests.faults.test_kill import STEPS, arguments, calm
 from tests.running import Cluster, kill_job, read_run, run_job, start_job, wait_for_step
 
 
@@ -30,9 +30,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_one_warning(
     ray_cluster: Cluster, tmp_path: Path, damage: Callable[[Path], None]
 ):
     env = ray_cluster.environment()
-    code, output = run_job("pretrain.py", *arguments(tmp_path, "calm", 1, steps=200), env=env)
-    assert code == 0, output
-    process = start_job("pretrain.py", *arguments(tmp_path, "hurt", 1, steps=200), env=env)
+    expected = calm(ray_cluster, 1, STEPS)
+    process = start_job("pretrain.py", *arguments(tmp_path, "hurt", 1), env=env)
     wait_for_step(process, tmp_path, "hurt", 110)
     kill_job(process)
 
@@ -40,10 +39,10 @@ def test_a_damaged_checkpoint_is_passed_over_with_one_warning(
     newest = sorted(checkpoints.glob("step_*"))[-1]
     assert newest.name != "step_000200", "the run ended before it was killed"
     damage(newest)
-    code, output = run_job("pretrain.py", *arguments(tmp_path, "hurt", 1, steps=200), env=env)
+    code, output = run_job("pretrain.py", *arguments(tmp_path, "hurt", 1), env=env)
 
     assert code == 0, output
     assert output.count("is damaged") == 1
     assert f"from the checkpoint of step {int(newest.name[5:]) - 20}\n" in output
     assert [p.name.partition("-")[0] for p in (checkpoints / "damaged").iterdir()] == [newest.name]
-    assert read_run(tmp_path, "hurt") == read_run(tmp_path, "calm")
+    assert read_run(tmp_path, "hurt") == expected

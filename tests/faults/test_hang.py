@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_kill import arguments
-from tests.running import Cluster, read_run, run_job, start_job, wait_for_step
+from tests.faults.test_kill import arguments, calm
+from tests.running import Cluster, read_run, start_job, wait_for_step
 
 
 @pytest.mark.cluster
@@ -16,8 +16,7 @@ def test_a_stopped_rank_is_found_and_the_run_equals_the_undisturbed_one(
     ray_cluster: Cluster, tmp_path: Path
 ) -> None:
     env = ray_cluster.environment()
-    code, output = run_job("pretrain.py", *arguments(tmp_path, "calm", 2, steps=60), env=env)
-    assert code == 0, output
+    expected = calm(ray_cluster, 2, steps=60)
 
     hangs = [*arguments(tmp_path, "hung", 2, steps=60), "--hang-seconds", 8]
     process = start_job("pretrain.py", *hangs, env=env)
@@ -29,4 +28,4 @@ def test_a_stopped_rank_is_found_and_the_run_equals_the_undisturbed_one(
     assert re.search(r"rank \d is stopped, silent for \d+ s since: step \d+", output)
     assert re.search(r"hang on rank \d \(.*\): 1 of 10; the group starts again from", output)
     assert "train_step" in output, "the stack of the loop"
-    assert read_run(tmp_path, "hung") == read_run(tmp_path, "calm")
+    assert read_run(tmp_path, "hung") == expected

@@ -1,7 +1,10 @@
 """A killed run, started again by the same command, equals the run that nobody disturbed."""
 
 import random
+import tempfile
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +27,16 @@ def arguments(storage: Path, run: str, num_workers: int, steps: int = STEPS) -> 
     data = small_corpus(storage / "data")
     identity = ["--data", data, "--num-steps", steps, "--save-every", 20, "--validate-every", 50]
     return ["--run", run, "--storage", storage, "--num-workers", num_workers, *identity, *TINY]
+
+
+@cache
+def calm(cluster: Cluster, num_workers: int, steps: int) -> dict[str, Any]:
+    """Give the run that nobody disturbs; it is the same for all tests."""
+    with tempfile.TemporaryDirectory(prefix="nanoray-calm-") as folder:
+        command = arguments(Path(folder), "calm", num_workers, steps)
+        code, output = run_job("pretrain.py", *command, env=cluster.environment())
+        assert code == 0, output
+        return read_run(Path(folder), "calm")
 
 
 @pytest.mark.cluster
@@ -50,9 +63,7 @@ def check_that_kills_change_nothing(
     """Kill a worker, then the whole job, each at a random step, and run the command to its end."""
     rng = random.Random(seed)
     env = cluster.environment()
-    code, output = run_job("pretrain.py", *arguments(tmp_path, "calm", num_workers), env=env)
-    assert code == 0, output
-
+    expected = calm(cluster, num_workers, STEPS)
     disturbed = arguments(tmp_path, "killed", num_workers)
     first_kill = rng.randrange(5, 90)
     process = start_job("pretrain.py", *disturbed, env=env)
@@ -64,23 +75,12 @@ def check_that_kills_change_nothing(
 
     assert code == 0, output
     assert "from the checkpoint of step" in output
-    assert read_run(tmp_path, "killed") == read_run(tmp_path, "calm")
+    assert read_run(tmp_path, "killed") == expected
 
 
 @pytest.mark.cluster
-def test_any_number_of_workers_reads_the_same_rows_in_the_same_steps(
-    ray_cluster: Cluster, tmp_path: Path
-):
-    env = ray_cluster.environment()
-    runs = {}
-
-    for num_workers in (1, 2, 3, 4):
-        run = f"workers-{num_workers}"
-        code, output = run_job(
-            "pretrain.py", *arguments(tmp_path, run, num_workers, steps=60), env=env
-        )
-        assert code == 0, output
-        runs[num_workers] = read_run(tmp_path, run)
+def test_any_number_of_workers_reads_the_same_rows_in_the_same_steps(ray_cluster: Cluster):
+    runs = {n: calm(ray_cluster, n, steps=60) for n in (1, 2, 3, 4)}
 
     assert len({runs[n]["ledger"] for n in runs}) == 1
     # The same numbers are added up in another order: fp32 would differ in the last digits, and
@@ -91,10 +91,10 @@ def test_any_number_of_workers_reads_the_same_rows_in_the_same_steps(
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_workers(ray_cluster: Cluster, tmp_path: Path):
     env = ray_cluster.environment()
-    code, output = run_job("pretrain.py", *arguments(tmp_path, "calm", 1, steps=60), env=env)
-    assert code == 0, output
+    expected = calm(ray_cluster, 1, steps=60)
 
     for num_workers, until in ((4, 25), (3, 45)):
         process = start_job(
@@ -105,4 +105,4 @@ def test_a_run_goes_on_with_another_number_of_workers(ray_cluster: Cluster, tmp_
     code, output = run_job("pretrain.py", *arguments(tmp_path, "resized", 2, steps=60), env=env)
 
     assert code == 0, output
-    assert read_run(tmp_path, "resized")["ledger"] == read_run(tmp_path, "calm")["ledger"]
+    assert read_run(tmp_path, "resized")["ledger"] == expected["ledger"]

@@ -151,6 +151,7 @@ def test_what_is_moved_aside_on_s3_is_there_with_all_its_objects(store):
     ]
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_on_s3_is_passed_over_with_one_warning(store, calm):
     before, newest = kill_after(store, "hurt", 20)[-2:]
     damaged = f"{store.checkpoints('hurt')}/step_{newest:06d}"
