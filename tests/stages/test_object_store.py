@@ -126,6 +126,24 @@ def zero_4_kilobytes(store: Store, path: str) -> None:
     store.fs.pipe_file(path, bytes(content))
 
 
+def test_a_run_on_s3_leaves_there_what_one_on_a_disk_leaves(store: Store) -> None:
+    flags = ["--num-steps", 8, "--save-every", 4, "--validate-every", 8, "--num-workers", 1, *TINY]
+    env = store.cluster.environment()
+    on_s3 = ("--storage", f"{BUCKET}/runs", "--data", f"{BUCKET}/text")
+    on_disk = ("--storage", store.folder, "--data", store.folder / "text")
+
+    for places in (on_s3, on_disk):
+        code, output = run_job("pretrain.py", "--run", "short", *places, *flags, env=env)
+        assert code == 0, output
+
+    assert store.read("short") == read_run(store.folder, "short")
+    assert store.committed("short") == [4, 8]
+    stage = f"{BUCKET}/runs/short/pretrain"
+    assert store.fs.cat_file(f"{stage}/loss.png").startswith(b"\x89PNG")
+    assert b"short / pretrain" in store.fs.cat_file(f"{stage}/report.html")
+
+
+@pytest.mark.slow
 def test_a_run_on_s3_that_was_killed_equals_an_undisturbed_one_on_a_disk(store, calm):
     newest = kill_after(store, "killed", 10)[-1]
 
