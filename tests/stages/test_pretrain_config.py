@@ -45,11 +45,11 @@ def test_a_decided_config_stays_as_it_is_and_survives_json() -> None:
     assert again == config
 
 
-def test_checkpoints_and_validations_follow_from_the_length() -> None:
+def test_validations_follow_from_the_length_and_checkpoints_from_time() -> None:
     short, long = decided(num_steps=7), decided(num_steps=100_000)
 
-    assert (short.save_every, short.validate_every) == (1, 1)
-    assert (long.save_every, long.validate_every) == (1000, 250)
+    assert (short.validate_every, long.validate_every) == (1, 250)
+    assert short.save_every is long.save_every is None  # train/save_interval.py decides
 
 
 @pytest.mark.parametrize(
