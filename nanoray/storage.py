@@ -59,6 +59,15 @@ def fsync_path(path: str) -> None:
         os.close(descriptor)
 
 
+def missing_folders(path: str) -> list[str]:
+    """List a local folder and those above it that do not exist, the innermost first."""
+    missing = []
+    while path and not os.path.exists(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    return missing
+
+
 def write_file(fs: AbstractFileSystem, path: str, content: bytes) -> None:
     """Write a file that is seen either whole or not at all, also after a power cut."""
     if not is_local(fs):
@@ -191,18 +200,22 @@ class RunFolder:
             StorageError: the location cannot be written, or has less than `need_bytes` free.
         """
         probe = self.path(f".probe-{os.getpid()}")
+        fresh = missing_folders(self.root) if is_local(self.fs) else []
         try:
             write_file(self.fs, probe, b"probe")
             self.fs.rm_file(probe)
+            free = shutil.disk_usage(self.root).free if is_local(self.fs) else None
+            # What follows may be refused, and must leave nothing behind. Another run may have moved
+            # in meanwhile.
+            with contextlib.suppress(OSError):
+                for folder in fresh:
+                    os.rmdir(folder)
         except Exception as error:  # each filesystem has its own errors; all mean the same here
             reason = str(error) or type(error).__name__
             raise StorageError(
                 f"--storage {self.storage} cannot be written ({reason}). Give a folder that can."
             ) from error
-        if not is_local(self.fs):
-            return
-        free = shutil.disk_usage(self.root).free
-        if free < need_bytes:
+        if free is not None and free < need_bytes:
             raise StorageError(
                 f"--storage {self.storage} has {free / 1e9:.1f} GB free and the run needs "
                 f"{need_bytes / 1e9:.1f} GB. Free some space, lower --keep-last, or give another."

@@ -347,3 +347,11 @@ def test_too_little_space_is_told_before_the_run_begins(tmp_path: Path) -> None:
 
     assert "GB free and the run needs 1000" in str(caught.value)
     assert "lower --keep-last" in str(caught.value)
+
+
+def test_looking_whether_a_storage_can_be_written_leaves_no_folder(tmp_path):
+    (tmp_path / "kept").mkdir()
+
+    RunFolder(str(tmp_path / "kept" / "new" / "runs"), "r").check_writable(need_bytes=1000)
+
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
