@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt scripts/system_packages.sh
 	touch $(READY)
 
 pretrain: $(READY)
-	$(BIN)/python jobs/pretrain.py --run $(RUN) --total-batch-tokens 8192 --num-steps 360
+	$(BIN)/python jobs/pretrain.py --run $(RUN) --total-batch-tokens 8192 --num-steps 360 --validate-every 120
 
 test: $(READY)
 	$(BIN)/python -m pytest -m "not slow and not gpu" --durations=20

@@ -151,8 +151,9 @@ def read_run(storage: Path, run: str) -> dict[str, Any]:
 def current_step(storage: Path, run: str) -> int:
     """Give the newest step in metrics.jsonl; 0 before there is one."""
     path = storage / run / "pretrain" / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return json.loads(lines[-1])["step"] if lines else 0
+    # The last line may be on its way to the disk.
+    whole = path.read_text().split("\n")[:-1] if path.exists() else []
+    return json.loads(whole[-1])["step"] if whole else 0
 
 
 def wait_for_step(

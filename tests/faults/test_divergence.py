@@ -17,6 +17,7 @@ def lines_of(storage: Path, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_run_goes_back_and_past_poisoned_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     # Workers have the environment of their cluster, not that of the job. About nine steps begin in
     # each unit; after eight units the guard knows enough norms.

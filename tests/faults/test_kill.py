@@ -40,7 +40,7 @@ def calm(cluster: Cluster, num_workers: int, steps: int) -> dict[str, Any]:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize(("num_workers", "seed"), [(1, 0), (2, 1)])
+@pytest.mark.parametrize(("num_workers", "seed"), [(2, 1)])
 def test_a_run_killed_twice_equals_the_undisturbed_one(
     ray_cluster: Cluster, tmp_path: Path, num_workers: int, seed: int
 ):
@@ -79,13 +79,18 @@ def check_that_kills_change_nothing(
 
 
 @pytest.mark.cluster
-def test_any_number_of_workers_reads_the_same_rows_in_the_same_steps(ray_cluster: Cluster):
-    runs = {n: calm(ray_cluster, n, steps=60) for n in (1, 2, 3, 4)}
+@pytest.mark.parametrize(
+    "numbers", [(1, 3), pytest.param((1, 2, 3, 4), marks=pytest.mark.slow)], ids=str
+)
+def test_any_number_of_workers_reads_the_same_rows_in_the_same_steps(
+    ray_cluster: Cluster, numbers: tuple[int, ...]
+):
+    runs = {n: calm(ray_cluster, n, steps=60) for n in numbers}
 
     assert len({runs[n]["ledger"] for n in runs}) == 1
     # The same numbers are added up in another order: fp32 would differ in the last digits, and
     # bf16 activations of other microbatch shapes differ by their rounding, 2^-9.
-    for n in (2, 3, 4):
+    for n in numbers[1:]:
         losses = zip(runs[n]["losses"], runs[1]["losses"], strict=True)
         assert all(abs(a[1] - b[1]) < 0.02 for a, b in losses)
 

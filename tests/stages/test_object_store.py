@@ -24,7 +24,7 @@ from tests.running import (
     start_job,
 )
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 STEPS = 50
 FLAGS = ("--num-steps", STEPS, "--save-every", 10, "--validate-every", 25, "--num-workers", 2)
@@ -143,7 +143,6 @@ def test_a_run_on_s3_leaves_there_what_one_on_a_disk_leaves(store: Store) -> Non
     assert b"short / pretrain" in store.fs.cat_file(f"{stage}/report.html")
 
 
-@pytest.mark.slow
 def test_a_run_on_s3_that_was_killed_equals_an_undisturbed_one_on_a_disk(store, calm):
     newest = kill_after(store, "killed", 10)[-1]
 
@@ -169,7 +168,6 @@ def test_what_is_moved_aside_on_s3_is_there_with_all_its_objects(store):
     ]
 
 
-@pytest.mark.slow
 def test_a_damaged_checkpoint_on_s3_is_passed_over_with_one_warning(store, calm):
     before, newest = kill_after(store, "hurt", 20)[-2:]
     damaged = f"{store.checkpoints('hurt')}/step_{newest:06d}"

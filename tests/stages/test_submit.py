@@ -145,6 +145,7 @@ def wait_for_saved_step(head: Head, run: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_submitted_run_lands_where_the_head_was_started(head: Head):
     submitted = head.submit("--submission-id", "whole", run="whole")
 
