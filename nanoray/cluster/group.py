@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 COLLECTIVE_TIMEOUT_SECONDS = 1800
 PREEMPTION_CHECK_STEPS = 10
 """The question is a barrier over all ranks, so it is not asked at every step."""
-WATCH_SECONDS = 0.5
+WATCH_SECONDS = 1.0
+"""Between two looks at the news: each costs the training on a small machine."""
 ELASTIC_START_SECONDS = "30"
 
 

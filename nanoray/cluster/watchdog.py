@@ -8,6 +8,7 @@ import logging
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 START_SECONDS = 1800.0
 """A start may be silent for this long: weights are read, and the model is compiled."""
+CHECK_SECONDS = 4.0
 DUMP_SECONDS = 10
 """How long py-spy may take for one process."""
 NODE_SECONDS = 30
@@ -46,9 +48,13 @@ class Watchdog:
 
     def __init__(self, monitor: Actor, hang_seconds: float) -> None:
         self.monitor, self.hang_seconds = monitor, hang_seconds
+        self.checked = 0.0
 
     def check(self) -> None:
-        """Kill what hangs, if anything does; meant to be called every second or so."""
+        """Kill what hangs, if anything does; may be called as often as one likes."""
+        if time.monotonic() - self.checked < CHECK_SECONDS:
+            return
+        self.checked = time.monotonic()
         beats: list[Beat] = ray.get(self.monitor.silences.remote())
         if any(beat.age_seconds > self._patience(beat) for beat in beats):
             self._heal(beats)
