@@ -8,7 +8,7 @@ import torch
 from nanoray.model.scaling import gpu_peak_flops
 
 MEASURED_SIZE = 1024
-MEASURED_SECONDS = 0.5
+MEASURED_SECONDS = 1.0
 """The best of so many products counts: on a shared machine most of them are disturbed."""
 
 MALLOPT_TRIM_THRESHOLD, MALLOPT_TOP_PAD, MALLOPT_MMAP_THRESHOLD = -1, -2, -3
