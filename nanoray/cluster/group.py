@@ -59,9 +59,9 @@ class RayWorld:
         self.pacer.consume.remote(values["data/position"], values["data/row"])
         self.monitor.step.remote(values)
 
-    def beat(self, doing: str) -> None:
+    def beat(self, doing: str, *, is_step: bool = False) -> None:
         """Tell the watchdog that this rank lives, and what it does."""
-        self._pulse.beat(doing, is_training=doing.startswith("step"))
+        self._pulse.beat(doing, is_step=is_step)
 
     def leaving_soon(self, step: int) -> bool:
         """Say once, when a node of the group is to be taken away, that it is."""
@@ -107,11 +107,10 @@ def run_on_workers(group: Group, folder: RunFolder, display: RunDisplay) -> obje
     low, high = resources.num_workers
     if low < high:  # after a node has died Ray asks for its workers once more: not for a minute
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_SECONDS)
-    worker: Any = _worker_function(
-        group, monitor
-    )  # Any: Ray's stubs want a function without a result
-    num_workers: Any = high if low == high else (low, high)  # Any: and no range of workers
-    news: Any = FailureNews(monitor)  # Any: and callbacks of Tune alone
+    # Any: Ray's stubs know no function with a result, no range of workers, no callback but Tune's.
+    worker: Any = _worker_function(group, monitor)
+    num_workers: Any = high if low == high else (low, high)
+    news: Any = FailureNews(monitor)
     trainer = TorchTrainer(
         worker,
         scaling_config=ScalingConfig(

@@ -101,10 +101,10 @@ class Pulse:
         self.is_training = False
         self.last = 0.0
 
-    def beat(self, doing: str, *, is_training: bool = False) -> None:
+    def beat(self, doing: str, *, is_step: bool = False) -> None:
         """Tell that this worker lives, if it has not done so within the last second."""
-        starts_training = is_training and not self.is_training
-        self.is_training |= is_training
+        starts_training = is_step and not self.is_training
+        self.is_training |= is_step
         now = time.monotonic()
         if now - self.last < BEAT_SECONDS and not starts_training:
             return

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from nanoray.config import InputError, StorageError
 
 BUG_TRIES = 2
-HALVINGS = 5
-"""Of the device batch: 32 rows become one."""
 
 LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 COLLECTIVE_WORDS = (
@@ -39,6 +37,7 @@ class Cause(enum.StrEnum):
     STORAGE = "storage"
     MEMORY = "out of memory"
     BUG = "error in the code"
+    OUTAGE = "storage outage"
     INPUT = "wrong input"
 
 
@@ -87,7 +86,9 @@ def find_cause(error: BaseException) -> Cause:
         return Cause.PREEMPTION
     if "DivergedError" in names:
         return Cause.DIVERGENCE
-    if isinstance(error, StorageError | OSError) and not isinstance(error, ConnectionError):
+    if isinstance(error, StorageError):  # whoever raises it has been patient
+        return Cause.OUTAGE
+    if isinstance(error, OSError) and not isinstance(error, ConnectionError):
         return Cause.STORAGE
     if isinstance(error, InputError):
         return Cause.INPUT
@@ -112,7 +113,6 @@ class RetryBudget:
     max_restarts: int
     """In a row, without a checkpoint saved between them."""
     device_batch_size: int
-    least_device_batch: int = 1
     counts: Counter[str] = field(default_factory=Counter)
     """By cause; errors in the code by what was raised where."""
     last_step: int = -1
@@ -128,6 +128,8 @@ class RetryBudget:
         count = self.counts[key]
         if failure.cause is Cause.INPUT:
             return self._stop(failure, count, 1, "the input must be put right")
+        if failure.cause is Cause.OUTAGE:
+            return self._stop(failure, count, 1, "the storage must be mended")
         if failure.cause in (Cause.PREEMPTION, Cause.DIVERGENCE):  # rollbacks have their own limit
             return self._again(failure, count, "no limit", resume_step)
         if failure.cause is Cause.BUG and count >= BUG_TRIES:
@@ -146,14 +148,13 @@ class RetryBudget:
 
     def _with_half_the_batch(self, failure: Failure, count: int, resume_step: int) -> Decision:
         """Try again with fewer rows per forward pass and more of them: the same global batch."""
-        half = self.device_batch_size // 2
-        if count > HALVINGS or half < self.least_device_batch:
-            return self._stop(
-                failure, count, HALVINGS, f"--device-batch-size {self.device_batch_size} is least"
-            )
-        was, self.device_batch_size = self.device_batch_size, half
-        how = f"the device batch goes from {was} to {half} rows, the global batch stays"
-        return self._again(failure, count, str(HALVINGS), resume_step, how)
+        rows, half = self.device_batch_size, self.device_batch_size // 2
+        limit = count - 1 + rows.bit_length() - 1  # halvings done, and left
+        if not half:
+            return self._stop(failure, count, limit, "a single row does not fit")
+        self.device_batch_size = half
+        how = f"the device batch goes from {rows} to {half} rows, the global batch stays"
+        return self._again(failure, count, str(limit), resume_step, how)
 
     def _again(
         self, failure: Failure, count: int, limit: str, resume_step: int, how: str = ""

@@ -68,17 +68,21 @@ def bench_stream(config: StreamBench) -> str:
     return json.dumps(result)
 
 
+def shape_flags(config: StreamBench) -> list[str]:
+    """Give the flags that both have in common."""
+    flags = {
+        "--depth": config.depth,
+        "--device-batch-size": config.device_batch_size,
+        "--total-batch-tokens": config.total_batch_tokens,
+    }
+    return [str(part) for flag in flags.items() for part in flag]
+
+
 def run_plain(config: StreamBench, tokenizer: str, folder: str) -> float:
     """Measure the loop alone, in tokens per second."""
     output = f"{folder}/plain.json"
     arguments = ["train", "--data", config.data, "--tokenizer", tokenizer, "--output", output]
-    arguments += [
-        "--depth",
-        str(config.depth),
-        "--device-batch-size",
-        str(config.device_batch_size),
-    ]
-    arguments += ["--total-batch-tokens", str(config.total_batch_tokens)]
+    arguments += shape_flags(config)
     arguments += ["--skip-seconds", str(config.skip_seconds), "--seconds", str(config.seconds)]
     _run("bench.py", arguments)
     rate: float = json.loads(Path(output).read_text())["tokens_per_second"]
@@ -93,13 +97,7 @@ def run_streamed(
     num_steps = max(10, int(seconds * rate / config.total_batch_tokens))
     run = f"bench-{repeat}"
     arguments = ["--run", run, "--storage", folder, "--data", config.data, "--tokenizer", tokenizer]
-    arguments += [
-        "--depth",
-        str(config.depth),
-        "--device-batch-size",
-        str(config.device_batch_size),
-    ]
-    arguments += ["--total-batch-tokens", str(config.total_batch_tokens)]
+    arguments += shape_flags(config)
     arguments += ["--num-steps", str(num_steps), "--save-every", str(config.save_every)]
     arguments += ["--validate-every", str(num_steps), "--validation-tokens", "512"]
     _run("pretrain.py", arguments)

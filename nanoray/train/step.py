@@ -110,7 +110,7 @@ def train_step(
         )
         state.tokens += int(num_targets)
     state.step += 1
-    world.beat(f"step {state.step}")
+    world.beat(f"step {state.step}", is_step=True)
     left_out_from, state.left_out_from = state.left_out_from, None
     return StepResult(
         loss=mean_loss,

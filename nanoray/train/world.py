@@ -18,8 +18,11 @@ class World(Protocol):
     def report(self, step: int, values: dict[str, Any]) -> None:
         """Tell whoever watches how far the run is; called by rank 0 after each step."""
 
-    def beat(self, doing: str) -> None:
-        """Tell whoever watches that this rank lives; called often, by every rank."""
+    def beat(self, doing: str, *, is_step: bool = False) -> None:
+        """Tell whoever watches that this rank lives; called often, by every rank.
+
+        With its first step a rank has compiled all it needs: from then on no silence is long.
+        """
 
     def leaving_soon(self, step: int) -> bool:
         """Say whether a node of the group is about to be taken away.
@@ -40,7 +43,7 @@ class LocalWorld:
     def report(self, step: int, values: dict[str, Any]) -> None:
         """Nobody watches; metrics.jsonl has everything."""
 
-    def beat(self, doing: str) -> None:
+    def beat(self, doing: str, *, is_step: bool = False) -> None:
         """Nobody watches: a person sees a process that hangs."""
 
     def leaving_soon(self, step: int) -> bool:

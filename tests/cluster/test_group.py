@@ -16,7 +16,7 @@ from ray.data import DataIterator, Dataset
 
 from nanoray.cluster.connection import Resources
 from nanoray.cluster.group import Group, RayWorld, run_on_workers
-from nanoray.config import DataError, InputError, RunFailedError
+from nanoray.config import DataError, InputError, RunFailedError, StorageError
 from nanoray.data.blocks import Layout
 from nanoray.data.feed import start_pacer
 from nanoray.progress import RunDisplay
@@ -61,6 +61,8 @@ class Story:
     def work(self, world: RayWorld, shard: DataIterator) -> dict[str, Any]:
         if self.ending == "bad data" and world.rank == 1:
             raise DataError("a.parquet is empty. Leave it out.")
+        if self.ending == "outage" and world.rank == 0:
+            raise StorageError("runs could not be written for 1800 s. Mend the storage.")
         if self.ending == "fault" and world.rank == 1:
             raise ZeroDivisionError("a fault of ours")
         if self.ending == "too large" and self.starts < 3:
@@ -133,6 +135,15 @@ def test_wrong_input_that_a_worker_finds_is_raised_as_such_and_not_tried_again(t
         run(story)
 
     assert str(raised.value) == "a.parquet is empty. Leave it out."
+    assert story.starts == 1
+
+
+def test_storage_that_failed_for_too_long_ends_the_run_with_its_own_sentence(tmp_path):
+    story = Story(tmp_path, "outage")
+
+    with pytest.raises(StorageError, match=r"^runs could not be written for 1800 s\."):
+        run(story)
+
     assert story.starts == 1
 
 

@@ -52,7 +52,7 @@ def test_what_ray_says_of_a_worker_is_understood(name: str) -> None:
         (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), Cause.LOST),
         (torch.distributed.DistBackendError("NCCL communicator was aborted"), Cause.LOST),
         (ConnectionResetError("reset"), Cause.LOST),
-        (StorageError("runs cannot be written"), Cause.STORAGE),
+        (StorageError("runs could not be written for 1800 s"), Cause.OUTAGE),
         (OSError(28, "No space left on device"), Cause.STORAGE),
         (InputError("--depth 0 is too small"), Cause.INPUT),
         (DivergedError(7, 5, "the loss is nan"), Cause.DIVERGENCE),
@@ -138,12 +138,13 @@ def test_out_of_memory_halves_the_device_batch_until_it_is_one_row() -> None:
     assert [d.device_batch_size for d in decisions] == [2, 1, 1]
     assert [d.again for d in decisions] == [True, True, False]
     assert decisions[0].line.endswith(
-        "1 of 5; the group starts again from step 40, the device batch goes from 4 to 2 rows, the "
+        "1 of 2; the group starts again from step 40, the device batch goes from 4 to 2 rows, the "
         "global batch stays"
     )
 
 
-def test_wrong_input_is_never_tried_again() -> None:
+@pytest.mark.parametrize("cause", [Cause.INPUT, Cause.OUTAGE])
+def test_what_another_start_cannot_cure_is_never_tried_again(cause: Cause) -> None:
     budget = RetryBudget(max_restarts=10, device_batch_size=4)
 
-    assert not budget.decide(Failure(Cause.INPUT, 0, "--depth 0"), 0).again
+    assert not budget.decide(Failure(cause, 0, "--depth 0"), 0).again
