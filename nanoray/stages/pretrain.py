@@ -253,13 +253,11 @@ def train_on_cluster(job: PretrainJob) -> None:
         max_restarts=job.config.max_restarts,
         hang_seconds=job.config.hang_seconds,
     )
-    began = time.monotonic()
     with recorded(job.folder):
         result = run_on_workers(group, job.folder.run, display)
     packed = ray.get(job.pacer.totals.remote())
     facts = {
         **(result if isinstance(result, dict) else {}),
-        "last_start_seconds": time.monotonic() - began,
         "dropped_tokens_share": packed["dropped_tokens"] / max(1, packed["tokens"]),
     }
     write_json(job.folder.fs, job.folder.path("result.json"), facts)
