@@ -136,6 +136,7 @@ def test_a_cluster_that_another_driver_holds_or_that_has_ended_is_left_alone(
 
 
 @pytest.mark.cluster
+@pytest.mark.slow  # Ray tries for twenty seconds
 def test_a_wrong_token_is_one_sentence_with_its_remedy(ray_cluster: Cluster, ray_folder):
     said = connect(RAY_ADDRESS=ray_cluster.address, RAY_AUTH_TOKEN="0" * 64)
 

@@ -178,6 +178,7 @@ def test_a_killed_worker_makes_the_group_start_again(tmp_path):
     assert story.starts == 2
 
 
+@pytest.mark.slow
 def test_workers_that_never_get_on_end_the_run(tmp_path):
     story = Story(tmp_path, "always killed")
 

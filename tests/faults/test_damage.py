@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_kill import STEPS, arguments, calm
+from tests.faults.test_kill import arguments, calm
 from tests.running import Cluster, kill_job, read_run, run_job, start_job, wait_for_step
 
 
@@ -32,16 +32,16 @@ def test_a_damaged_checkpoint_is_passed_over_with_one_warning(
     ray_cluster: Cluster, tmp_path: Path, damage: Callable[[Path], None]
 ):
     env = ray_cluster.environment()
-    expected = calm(ray_cluster, 1, STEPS)
-    process = start_job("pretrain.py", *arguments(tmp_path, "hurt", 1), env=env)
-    wait_for_step(process, tmp_path, "hurt", 110)
+    expected = calm(ray_cluster, 1, steps=60)
+    process = start_job("pretrain.py", *arguments(tmp_path, "hurt", 1, steps=60), env=env)
+    wait_for_step(process, tmp_path, "hurt", 45)
     kill_job(process)
 
     checkpoints = tmp_path / "hurt" / "pretrain" / "checkpoints"
     newest = sorted(checkpoints.glob("step_*"))[-1]
-    assert newest.name != "step_000200", "the run ended before it was killed"
+    assert newest.name != "step_000060", "the run ended before it was killed"
     damage(newest)
-    code, output = run_job("pretrain.py", *arguments(tmp_path, "hurt", 1), env=env)
+    code, output = run_job("pretrain.py", *arguments(tmp_path, "hurt", 1, steps=60), env=env)
 
     assert code == 0, output
     assert output.count("is damaged") == 1

@@ -137,6 +137,7 @@ def test_wrong_input_gets_one_sentence_and_leaves_nothing(
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_bad_shard_is_left_out_if_the_user_says_so(ray_cluster: Cluster, tmp_path: Path):
     good = small_corpus(tmp_path / "data")
     half = good.read_bytes()[: good.stat().st_size // 2]

@@ -77,7 +77,7 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     """End a process and all that it started."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=20)
+    _, alive = psutil.wait_procs(family, timeout=5)
     for member in alive:
         member.kill()
     process.wait(timeout=20)
