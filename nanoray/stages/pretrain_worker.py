@@ -151,12 +151,12 @@ def run_worker(
     if start_step:
         checkpointer.restore(state, start_step)
     leave_out(state, folder)
-    first = next(
-        steps
-    )  # every rank must have opened its part of the stream before the first collective
+    # Before the stream is opened: its readers would compete with what measures this CPU's peak.
+    loop = loop_config(job, world)
+    # Every rank must have opened its part of the stream before the first collective.
+    first = next(steps)
     account = open_account(folder, start_step) if world.rank == 0 else Account(time.time())
     metrics = open_metrics(job, world, start_step)
-    loop = loop_config(job, world)
     validation = Validation(
         job.plan.validation_rows(validation_rows(config)),
         job.plan.tokenizer.token_lengths,
