@@ -204,12 +204,16 @@ class GPT(nn.Module):
         cos, sin = rotary_angles(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self._hidden: Callable[[Tensor], Tensor] = self.hidden
+        self._layers: Callable[[Tensor], Tensor] = self.layers
         self._logits_grad, self._log_total = logits_grad, log_total
 
     def compile(self) -> None:
-        """Compile what the loss is made of; the loop over chunks of logits stays Python."""
-        self._hidden = torch.compile(self.hidden, dynamic=False, fullgraph=True)
+        """Compile what the loss is made of; the loop over chunks of logits stays Python.
+
+        The embedding stays out: compiled, its gradient is added up by threads in any order (torch
+        2.13), and no run could be repeated to the bit.
+        """
+        self._layers = torch.compile(self.layers, dynamic=False, fullgraph=True)
         self._logits_grad = torch.compile(logits_grad, dynamic=False)
         self._log_total = torch.compile(log_total, dynamic=False)
 
@@ -239,11 +243,14 @@ class GPT(nn.Module):
 
     def hidden(self, ids: Tensor) -> Tensor:
         """Compute the normed residual stream after the last layer: (B, T) ids -> (B, T, D)."""
-        T = ids.size(1)
+        return self.layers(self.embedding(ids))
+
+    def layers(self, embedded: Tensor) -> Tensor:
+        """Do what `hidden` does from the embedded tokens on, (B, T, D), of any precision."""
+        T = embedded.size(1)
         assert self.cos.size(0) >= T, f"{T} tokens, and rotary angles reach {self.cos.size(0)}"
         cos, sin = self.cos[:T].to(self.compute_dtype), self.sin[:T].to(self.compute_dtype)
-        x = self.embedding(ids).to(self.compute_dtype)  # (B, T, D)
-        x = norm(x, self.config.norm_eps)
+        x = norm(embedded.to(self.compute_dtype), self.config.norm_eps)  # (B, T, D)
         for block in self.blocks:
             x = block(x, cos, sin)
         return norm(x, self.config.norm_eps)
@@ -259,7 +266,7 @@ class GPT(nn.Module):
     def loss_sum(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Sum the losses in nats of all targets, () fp32, for `backward`; both arguments (B, T)."""
         with fastest_kernels(inputs.device):
-            hidden = self._hidden(inputs).flatten(0, 1)  # (B*T, D)
+            hidden = self._layers(self.embedding(inputs)).flatten(0, 1)  # (B*T, D)
         fused: Callable[..., Tensor] = FusedCrossEntropy.apply
         return fused(
             hidden,
@@ -273,7 +280,7 @@ class GPT(nn.Module):
     def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Give each target's loss in nats, (B, T) fp32; 0 where the target is IGNORE_INDEX."""
         with fastest_kernels(inputs.device):
-            hidden = self._hidden(inputs).flatten(0, 1)  # (B*T, D)
+            hidden = self._layers(self.embedding(inputs)).flatten(0, 1)  # (B*T, D)
         chunk = chunk_tokens(self.unembedding.weight, hidden)
         losses = []
         for part, wanted in zip(hidden.split(chunk), targets.flatten().split(chunk), strict=True):

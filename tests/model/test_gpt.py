@@ -308,3 +308,27 @@ def test_a_compiled_model_gives_the_same_losses_and_gradients(compute_dtype: tor
     for grad, expected in zip(grads[1], grads[0], strict=True):
         scale = expected.abs().max().item()
         torch.testing.assert_close(grad, expected, atol=5 * tolerance * scale, rtol=0.0)
+
+
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("default")  # the compiler has warnings of its own
+def test_compiled_gradients_are_the_same_each_time_on_several_threads() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    # Often the same few tokens, whose gradients several threads add up.
+    ids = torch.arange(8 * 129).view(8, 129) % 7
+    model = tiny_gpt(torch.bfloat16, max_seq_len=128)
+    model.compile()
+
+    results = []
+    for _ in range(20):
+        model.zero_grad()
+        model.loss_sum(ids[:, :-1], ids[:, 1:]).backward()
+        results.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+
+    torch.set_num_threads(threads)
+    assert all(
+        torch.equal(grad, first)
+        for result in results[1:]
+        for grad, first in zip(result, results[0], strict=True)
+    )
