@@ -121,11 +121,12 @@ def small_corpus(folder: Path) -> Path:
     return folder / "text.parquet"
 
 
-TINY = (
+TINY_SHAPE = (
     *("--depth", 1, "--head-dim", 32, "--vocab-size", 400, "--max-seq-len", 64),
     *("--total-batch-tokens", 1024, "--device-batch-size", 2, "--validation-tokens", 640),
-    *("--eager", "--threads-per-worker", 1, "--cpus-per-worker", 1),
+    *("--cpus-per-worker", 1),
 )
+TINY = (*TINY_SHAPE, "--eager", "--threads-per-worker", 1)
 """Flags of a run whose steps take some milliseconds: 16 rows of 64 tokens, 100,352 weights."""
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.running import (
     TINY,
+    TINY_SHAPE,
     Cluster,
     kill_a_worker,
     kill_job,
@@ -93,6 +94,26 @@ def test_any_number_of_workers_reads_the_same_rows_in_the_same_steps(
     for n in numbers[1:]:
         losses = zip(runs[n]["losses"], runs[1]["losses"], strict=True)
         assert all(abs(a[1] - b[1]) < 0.02 for a, b in losses)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_compiled_run_on_several_threads_is_exact_too(ray_cluster: Cluster, tmp_path: Path):
+    env = ray_cluster.environment()
+    data = small_corpus(tmp_path / "data")
+    flags = ["--storage", tmp_path, "--data", data, "--num-steps", 60, "--save-every", 15]
+    flags += ["--threads-per-worker", 2, *TINY_SHAPE]
+    code, output = run_job("pretrain.py", "--run", "calm", *flags, env=env)
+    assert code == 0, output
+
+    process = start_job("pretrain.py", "--run", "killed", *flags, env=env)
+    wait_for_step(process, tmp_path, "killed", 40)
+    kill_job(process)
+    code, output = run_job("pretrain.py", "--run", "killed", *flags, env=env)
+
+    assert code == 0, output
+    assert "from the checkpoint of step 30" in output
+    assert read_run(tmp_path, "killed") == read_run(tmp_path, "calm")
 
 
 @pytest.mark.cluster
