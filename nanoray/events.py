@@ -6,6 +6,7 @@ Unlike metrics.jsonl it is never cut back. Events, in the order of a run's life:
     submit   it asked the cluster for workers
     begin    a group of workers begins: `attempt`, `step` from which it goes on
     account  it goes through its first step: seconds spent so far, see `goodput.py`
+    failure  it failed: `cause`, `rank`, and whether it starts `again`
     stop     the job ended, and says `why`; a job that was killed says nothing
 """
 
@@ -60,12 +61,13 @@ def failure_history(events: list[Event]) -> FailureHistory:
     failures, seconds = 0, 0.0
     began: float | None = None  # when the job that is running was started
     running = False  # a group of workers
+    told = False  # the last event but accounts was its failure
     last = 0.0
     for event in events:
         kind, now = event["event"], float(event["time"])
-        if kind in ("start", "begin") and running:
+        if kind in ("start", "begin", "failure") and running:
             failures += 1
-        if kind == "stop" and event["why"] not in (DONE, INTERRUPTED):
+        if kind == "stop" and event["why"] not in (DONE, INTERRUPTED) and not told:
             failures += 1
         if kind in ("start", "stop") and began is not None:
             seconds += max(0.0, (now if kind == "stop" else last) - began)
@@ -73,5 +75,6 @@ def failure_history(events: list[Event]) -> FailureHistory:
         if kind in ("start", "begin") and began is None:
             began = now
         running = kind in ("begin", "account")
+        told = kind == "failure"
         last = now
     return FailureHistory(failures, seconds + (max(0.0, last - began) if began is not None else 0))

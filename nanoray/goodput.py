@@ -32,6 +32,7 @@ AFTER = {
     "submit": "waiting",
     "begin": "start_up",
     "account": "start_up",
+    "failure": "waiting",
     "stop": "stopped",
 }
 """What a run does from an event on."""

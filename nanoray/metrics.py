@@ -9,13 +9,14 @@ import logging
 import netrc
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from fsspec import AbstractFileSystem
 
-from nanoray.storage import StageFolder, is_local, write_file
+from nanoray.storage import StageFolder, is_local, is_outage, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,11 @@ UPLOAD_SECONDS = 30.0
 
 
 class StepLog:
-    """A file of JSON lines, one object per step, in the order of the steps."""
+    """A file of JSON lines, one object per step, in the order of the steps.
+
+    Lines that cannot be written, because a disk is full or a storage away, are kept and written
+    with a later one. Only `flush` insists, and with it the commit of a checkpoint.
+    """
 
     def __init__(self, fs: AbstractFileSystem, path: str, *, last_step: int) -> None:
         """Open the log and drop every line after `last_step`, and any line that is not whole."""
@@ -34,9 +39,16 @@ class StepLog:
         self.lines = [
             line for line in read_lines(fs, path) if json.loads(line)["step"] <= last_step
         ]
+        text = "".join(line + "\n" for line in self.lines).encode()
+        write_file(fs, path, text)
         self.uploaded = time.monotonic()
-        self.flush()
-        self.file = open(path, "ab") if is_local(fs) else None  # noqa: SIM115 (stays open)
+        # Unbuffered: a write that fails has written nothing, and one that does not says how much.
+        self.file = open(path, "ab", buffering=0) if is_local(fs) else None  # noqa: SIM115 (stays)
+        self.file_bytes = len(text)
+        self.unwritten = b""
+        self.is_failing = False
+        self.lock = threading.Lock()
+        """A checkpoint is committed, and flushes, beside the loop that appends."""
 
     def last(self) -> dict[str, Any]:  # Any: JSON
         """Give the newest object; empty where there is none."""
@@ -44,33 +56,56 @@ class StepLog:
 
     def append(self, record: dict[str, Any]) -> None:  # Any: JSON
         """Add an object; it must have a `step` greater than the last one's."""
-        line = json.dumps(record)
-        self.lines.append(line)
-        if self.file is not None:
-            self.file.write(line.encode() + b"\n")
-            self.file.flush()
-        elif time.monotonic() - self.uploaded > UPLOAD_SECONDS:
-            self.flush()
+        with self.lock:
+            self.lines.append(json.dumps(record))
+            self.unwritten += self.lines[-1].encode() + b"\n"
+            self._write_if_possible()
 
     def amend(self, values: dict[str, Any]) -> None:  # Any: JSON
         """Add values to the newest object."""
-        old = self.lines[-1]
-        self.lines[-1] = json.dumps({**json.loads(old), **values})
-        if self.file is not None:
-            self.file.truncate(self.file.tell() - len(old.encode()) - 1)
-            self.file.seek(0, os.SEEK_END)
-            self.file.write(self.lines[-1].encode() + b"\n")
-            self.file.flush()
+        with self.lock:
+            old = len(self.lines[-1].encode()) + 1
+            self.lines[-1] = json.dumps({**json.loads(self.lines[-1]), **values})
+            in_file = max(0, old - len(self.unwritten))
+            self.unwritten = self.unwritten[: len(self.unwritten) - (old - in_file)]
+            if in_file and self.file is not None:
+                self.file_bytes -= in_file
+                self.file.truncate(self.file_bytes)
+            self.unwritten += self.lines[-1].encode() + b"\n"
+            self._write_if_possible()
 
     def flush(self) -> None:
         """Make all lines durable. A checkpoint is committed only after this."""
-        file = getattr(self, "file", None)
-        if file is not None:
-            file.flush()
-            os.fsync(file.fileno())
-            return
-        write_file(self.fs, self.path, "".join(line + "\n" for line in self.lines).encode())
-        self.uploaded = time.monotonic()
+        with self.lock:
+            self._write()
+        if self.file is not None:
+            os.fsync(self.file.fileno())
+
+    def _write_if_possible(self) -> None:
+        """Write what is due; what cannot be written is kept."""
+        try:
+            if self.file is not None or time.monotonic() - self.uploaded > UPLOAD_SECONDS:
+                self._write()
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            if not self.is_failing:
+                logger.warning(
+                    "%s cannot be written now (%s); its lines are kept", self.path, error
+                )
+            self.is_failing = True
+
+    def _write(self) -> None:
+        """Write all that is not in the file yet; an object is written anew as a whole."""
+        if self.file is None:
+            self.uploaded = time.monotonic()
+            write_file(self.fs, self.path, "".join(line + "\n" for line in self.lines).encode())
+            self.unwritten = b""
+        while self.unwritten and self.file is not None:
+            num_bytes = self.file.write(self.unwritten)
+            self.file_bytes += num_bytes
+            self.unwritten = self.unwritten[num_bytes:]
+        self.is_failing = False
 
     def close(self) -> None:
         """Let the file go; nothing can be written after this."""

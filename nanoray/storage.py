@@ -6,11 +6,13 @@ A location is a folder, or any address that fsspec knows (s3://, gs://, memory:/
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import time
 import uuid
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec import AbstractFileSystem
@@ -18,8 +20,17 @@ from fsspec.implementations.local import LocalFileSystem
 
 from nanoray.config import FORMAT_VERSION, StorageError
 
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
+
 EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 """The package that each common protocol needs beside fsspec."""
+
+STORAGE_CLIENTS = {"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "requests", "azure"}
+"""Packages whose own errors, which are no OSErrors, come through fsspec."""
 
 
 def open_location(address: str) -> tuple[AbstractFileSystem, str]:
@@ -136,6 +147,41 @@ def move_folder(fs: AbstractFileSystem, source: str, target: str) -> None:
     fs.rm(source, recursive=True)
 
 
+def is_outage(error: BaseException) -> bool:
+    """Say whether an error is one of storage: of the operating system, or of a client library."""
+    own = type(error).__module__.partition(".")[0] in STORAGE_CLIENTS
+    return own or isinstance(error, OSError)
+
+
+def with_patience(work: Callable[[], T], seconds: float, place: str) -> T:
+    """Call what needs storage, again and again for as long as the storage fails.
+
+    Args:
+        work: called until it ends, or raises what is no `is_outage`.
+        seconds: how long that may take.
+        place: the storage, for messages.
+
+    Raises:
+        StorageError: it took longer.
+    """
+    began, pause = time.monotonic(), FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return work()
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            failed = time.monotonic() - began
+            if failed + pause > seconds:
+                raise StorageError(
+                    f"{place} could not be reached for {failed:.0f} s ({error}). "
+                    "Mend the storage; the same command goes on from the newest checkpoint."
+                ) from error
+            logger.warning("%s cannot be reached (%s); tried again in %.0f s", place, error, pause)
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
 class RunFolder:
     """The folder of one run: its address, and the name of everything in it."""
 
@@ -191,6 +237,8 @@ class RunFolder:
         """Record that a stage is not finished, because it begins anew."""
         state = self.read_state()
         state["stages_done"] = [name for name in state.get("stages_done", []) if name != stage]
+        if state.get("stage") == stage:
+            state["start_step"] = 0
         write_json(self.fs, self.path("run.json"), state)
 
     def check_writable(self, need_bytes: int) -> None:
@@ -238,6 +286,18 @@ class StageFolder:
     def read_config(self) -> dict[str, Any] | None:  # Any: JSON
         """Read the config that the stage began with; None for a stage that has not begun."""
         return read_json(self.fs, self.path("config.json"))
+
+    def check_present(self) -> None:
+        """Raise an OSError if the folder of a stage that has begun cannot be seen.
+
+        On storage that is away, a run with checkpoints looks like one that has none.
+        """
+        if self.read_config() is None:
+            raise FileNotFoundError(f"{self.path('config.json')} is not there")
+        begun = self.run.read_state()
+        had_steps = begun.get("stage") == self.name and begun.get("start_step", 0)
+        if had_steps and not self.fs.isdir(self.path("checkpoints")):
+            raise FileNotFoundError(f"{self.path('checkpoints')} is not there")
 
     def write_config(self, config: dict[str, Any]) -> None:  # Any: JSON
         """Keep the config that the stage runs with."""

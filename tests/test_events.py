@@ -61,6 +61,14 @@ def test_a_person_who_stops_a_job_is_no_failure_and_the_time_between_is_not_coun
     assert history == FailureHistory(0, 12.0)
 
 
+def test_a_failure_that_was_told_counts_once():
+    again = history_of((0, "start"), (2, "begin"), (5, "failure"), (6, "begin"), (9, "account"))
+    gave_up = history_of((0, "start"), (2, "begin"), (5, "failure"), (6, "stop", "RunFailedError"))
+
+    assert again == FailureHistory(1, 9.0)
+    assert gave_up == FailureHistory(1, 6.0)
+
+
 def test_a_job_that_was_killed_or_gave_up_is_a_failure():
     killed = history_of((0, "start"), (2, "begin"), (3, "account"), (100, "start"), (102, "begin"))
     gave_up = history_of((0, "start"), (2, "begin"), (10, "stop", "RunFailedError"))

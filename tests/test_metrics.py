@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from nanoray import metrics
@@ -288,3 +290,44 @@ def test_weights_and_biases_without_a_key_asks_nobody_and_stays_in_the_stage_fol
     assert len(offline) == 1
     assert steps_in(fs, f"{stage}/metrics.jsonl") == [1, 2, 3]
     assert json.loads((tmp_path / "runs/demo/pretrain/config.json").read_text())["depth"] == 4
+
+
+class FullDisk:
+    """The raw file of a log on a disk that has room for so many bytes more."""
+
+    def __init__(self, file: Any, room: int) -> None:
+        self.file, self.room = file, room
+
+    def write(self, content: bytes) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = self.file.write(content[: self.room])
+        self.room -= written
+        return int(written)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+@pytest.mark.parametrize("room", [0, 1, 30, 70])
+def test_lines_that_a_full_disk_does_not_take_are_written_later(tmp_path, caplog, room):
+    path = str(tmp_path / "metrics.jsonl")
+    log = StepLog(LocalFileSystem(), path, last_step=0)
+    log.append({"step": 1})
+    disk: Any = FullDisk(log.file, room)
+    log.file = disk
+
+    for step in range(2, 6):
+        log.append({"step": step, "loss": 1.0})
+        log.amend({"bpb": step})
+    with pytest.raises(OSError, match="No space left"):
+        log.flush()
+    disk.room = 10_000
+    log.amend({"last": True})
+    log.flush()
+
+    steps = [{"step": step, "loss": 1.0, "bpb": step} for step in range(2, 5)]
+    last = {"step": 5, "loss": 1.0, "bpb": 5, "last": True}
+    log.close()
+    assert read_metrics(LocalFileSystem(), path) == [{"step": 1}, *steps, last]
+    assert caplog.text.count("its lines are kept") == 1

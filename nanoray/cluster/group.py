@@ -24,8 +24,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanoray.cluster.connection import Resources
-from nanoray.cluster.monitor import Monitor, Pulse, forward_logs
-from nanoray.cluster.recovery import RetryBudget, describe_failure, of_group
+from nanoray.cluster.monitor import Pulse, forward_logs, start_monitor
+from nanoray.cluster.recovery import Decision, Failure, RetryBudget, describe_failure, of_group
 from nanoray.cluster.reservations import Reservations
 from nanoray.cluster.watchdog import Watchdog
 from nanoray.config import InputError, RunFailedError
@@ -82,6 +82,8 @@ class Group:
     the stream from there."""
     newest_step: Callable[[], int]
     """Gives the newest checkpoint, 0 before there is one."""
+    record: Callable[[Failure, Decision], None]
+    """Called for each failure of the group, with what is decided."""
     device_batch_size: int
     """Rows per forward pass of a worker at the first start."""
     pacer: Actor
@@ -99,9 +101,8 @@ def run_on_workers(group: Group, folder: RunFolder, display: RunDisplay) -> obje
         RunFailedError: a retry budget is used up.
         KeyboardInterrupt: Ctrl-C; the workers are stopped.
     """
-    actor: Any = ray.remote(Monitor).options(num_cpus=0, scheduling_strategy=on_this_node())
-    monitor: Actor = actor.remote()
     own = f"{int(time.time())}-{os.getpid()}"
+    monitor = start_monitor(str(folder), own, on_this_node())
     resources = group.resources
     each = {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
     low, high = resources.num_workers
@@ -202,6 +203,7 @@ def _begin_function(group: Group, monitor: Actor) -> Callable[[], Dataset]:
                 failure = of_group(failures)
                 decision = budget.decide(failure, group.newest_step())
                 logger.warning("%s", decision.line)
+                group.record(failure, decision)
                 if not decision.again:
                     raise ray.get(monitor.finished.remote()) or RunFailedError(
                         f"{decision.line}.\n{failure.details}"

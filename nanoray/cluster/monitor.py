@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanoray.cluster.recovery import Failure
 from nanoray.config import InputError, RunFailedError
 from nanoray.data.feed import Actor
 
+NAMESPACE = "nanoray"
 BEAT_SECONDS = 1.0
 """A worker tells that it lives this often at most."""
 
@@ -87,6 +89,36 @@ class Monitor:
     def finished(self) -> InputError | RunFailedError | None:
         """Give that error."""
         return self.final_error
+
+
+def start_monitor(folder: str, start: str, where: NodeAffinitySchedulingStrategy) -> Actor:
+    """Start the monitor of a run, under a name by which other drivers find it.
+
+    Args:
+        folder: the run's.
+        start: names this start of the run; later ones sort after it.
+        where: the driver's node.
+    """
+    actor: Any = ray.remote(Monitor).options(
+        num_cpus=0,
+        scheduling_strategy=where,
+        name=f"monitor of {folder} {start}",
+        namespace=NAMESPACE,
+    )
+    monitor: Actor = actor.remote()
+    return monitor
+
+
+def find_monitor(folder: str) -> Actor | None:
+    """Give the monitor of the newest start of a run, None where it does not run."""
+    prefix = f"monitor of {folder} "
+    named = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True)]
+    starts = sorted(name for name in named if name.startswith(prefix))
+    try:
+        found: Actor | None = ray.get_actor(starts[-1], NAMESPACE) if starts else None
+    except ValueError:  # it has just ended
+        return None
+    return found
 
 
 class Pulse:

@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from nanoray.config import InputError, StorageError
+from nanoray.storage import is_outage
 
 BUG_TRIES = 2
 
@@ -88,10 +89,10 @@ def find_cause(error: BaseException) -> Cause:
         return Cause.DIVERGENCE
     if isinstance(error, StorageError):  # whoever raises it has been patient
         return Cause.OUTAGE
-    if isinstance(error, OSError) and not isinstance(error, ConnectionError):
-        return Cause.STORAGE
     if isinstance(error, InputError):
         return Cause.INPUT
+    if is_outage(error) and not isinstance(error, ConnectionError):
+        return Cause.STORAGE
     if "OutOfMemoryError" in names or isinstance(error, MemoryError):
         return Cause.MEMORY
     lost = names & {"RayError", "RayTrainError", "DistError", "DistBackendError", "ConnectionError"}

@@ -247,6 +247,7 @@ def train_on_cluster(job: PretrainJob) -> None:
         worker=job.work,
         begin=job.begin,
         newest_step=job.newest_step,
+        record=job.record,
         device_batch_size=job.config.device_batch_size,
         pacer=job.pacer,
         resources=job.resources,

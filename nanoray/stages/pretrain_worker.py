@@ -3,9 +3,9 @@
 import gc
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import torch
@@ -13,6 +13,7 @@ from ray.data import DataIterator, Dataset
 
 from nanoray.cluster.connection import Resources
 from nanoray.cluster.group import RayWorld
+from nanoray.cluster.recovery import Decision, Failure
 from nanoray.config import to_json
 from nanoray.data.batches import Share, StepRows, step_rows
 from nanoray.data.blocks import Layout
@@ -31,7 +32,7 @@ from nanoray.stages.pretrain_config import (
     optimizer_config,
     schedule,
 )
-from nanoray.storage import RunFolder, StageFolder
+from nanoray.storage import RunFolder, StageFolder, with_patience
 from nanoray.train.checkpoint import Checkpointer, SavePolicy
 from nanoray.train.checkpoint_files import committed_steps, newest_verified_step
 from nanoray.train.device import can_compile, keep_freed_memory, peak_flops
@@ -45,6 +46,8 @@ from nanoray.train.validation import Validation
 from nanoray.train.world import World
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 STAGE = "pretrain"
 SPARE_STEPS = 8
@@ -92,13 +95,30 @@ class PretrainJob:
 
     def newest_step(self) -> int:
         """Give the newest step that was committed, 0 before there is one; it is not verified."""
-        return ([0, *committed_steps(self.folder)])[-1]
+        return self._patiently(lambda: ([0, *committed_steps(self.folder)])[-1])
+
+    def record(self, failure: Failure, decision: Decision) -> None:
+        """Record a failure of the group among the events of the run."""
+        facts = {"cause": failure.cause.value, "rank": failure.rank, "again": decision.again}
+        self._patiently(lambda: append_event(self.folder, "failure", **facts))
 
     def begin(self, device_batch_size: int) -> Dataset:
         """Pick the step to start from, number the attempt, and give the stream from there on.
 
-        Runs in Ray Train's controller before every start of the group.
+        Runs in Ray Train's controller before every start of the group, like all methods above.
         """
+        return self._patiently(lambda: self._begin(device_batch_size))
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """Call what reads or writes the run's folder, for as long as storage may fail."""
+
+        def look_and_work() -> T:
+            self.folder.check_present()
+            return work()
+
+        return with_patience(look_and_work, self.config.storage_patience_seconds, str(self.folder))
+
+    def _begin(self, device_batch_size: int) -> Dataset:
         folder = self.folder
         step = newest_verified_step(folder) or 0
         cursor = start_cursor(folder, step)

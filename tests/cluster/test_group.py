@@ -16,6 +16,7 @@ from ray.data import DataIterator, Dataset
 
 from nanoray.cluster.connection import Resources
 from nanoray.cluster.group import Group, RayWorld, run_on_workers
+from nanoray.cluster.recovery import Decision, Failure
 from nanoray.config import DataError, InputError, RunFailedError, StorageError
 from nanoray.data.blocks import Layout
 from nanoray.data.feed import start_pacer
@@ -58,6 +59,10 @@ class Story:
         logger.info("start %d begins with %d rows", self.starts, device_batch_size)
         return ray.data.range(8)
 
+    def record(self, failure: Failure, decision: Decision) -> None:
+        told = self.folder / f"failure-{len(list(self.folder.glob('failure-*')))}"
+        told.write_text(f"{failure.cause} on rank {failure.rank}, again: {decision.again}")
+
     def work(self, world: RayWorld, shard: DataIterator) -> dict[str, Any]:
         if self.ending == "bad data" and world.rank == 1:
             raise DataError("a.parquet is empty. Leave it out.")
@@ -95,6 +100,7 @@ def run(story: Story, max_restarts: int = 5) -> Ran:
         resources=TWO_WORKERS,
         max_restarts=max_restarts,
         newest_step=lambda: 0,
+        record=story.record,
         device_batch_size=8,
         hang_seconds=60,
     )
@@ -174,6 +180,8 @@ def test_a_killed_worker_makes_the_group_start_again(tmp_path):
     assert ran.result == {"rank": 0, "threads": 3, "device": "cpu"}
     assert "start 2 begins" in ran.shown
     assert ran.shown.count("lost worker on rank 1") == 1
+    [told] = tmp_path.glob("failure-*")
+    assert told.read_text() == "lost worker on rank 1, again: True"
     assert ": 1 of 5; the group starts again from the beginning" in ran.shown
     assert story.starts == 2
 
