@@ -7,6 +7,7 @@ Unlike metrics.jsonl it is never cut back. Events, in the order of a run's life:
     begin    a group of workers begins: `attempt`, `step` from which it goes on
     account  it goes through its first step: seconds spent so far, see `goodput.py`
     failure  it failed: `cause`, `rank`, and whether it starts `again`
+    growth   it made way for a larger one
     stop     the job ended, and says `why`; a job that was killed says nothing
 """
 

@@ -33,6 +33,7 @@ AFTER = {
     "begin": "start_up",
     "account": "start_up",
     "failure": "waiting",
+    "growth": "waiting",
     "stop": "stopped",
 }
 """What a run does from an event on."""

@@ -1,6 +1,9 @@
-"""One small Ray cluster for all tests that need one: eight logical CPUs, its own processes."""
+"""What tests of several folders need: a small Ray cluster, and a disk that is easily full."""
 
+import os
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,3 +16,15 @@ def ray_cluster() -> Iterator[Cluster]:
     cluster = start_cluster(num_cpus=8)
     yield cluster
     cluster.stop()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of 64 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 
+from nanoray.cluster.connection import SMALL_MACHINE
 from tests.support import embedded_text, write_parquet
 
 ROOT = Path(__file__).parents[1]
@@ -61,8 +62,7 @@ def process_title(process: psutil.Process) -> str:
 
 def start_cluster(num_cpus: int) -> Cluster:
     """Start a cluster with so many logical CPUs on this machine."""
-    # A dozen actors on few cores: without this Ray warns of each few processes.
-    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_worker_maximum_startup_concurrency": "8"}
+    env = {**os.environ, "RAY_AUTH_MODE": "token", **SMALL_MACHINE}
     # Readers have the cluster's environment, not the job's. With jitter units end out of order;
     # without, blocks could come right by luck.
     env.setdefault("NANORAY_TEST_READ_JITTER_SECONDS", "0.2")

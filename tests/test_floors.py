@@ -38,11 +38,15 @@ FLOORS: dict[str, int] = {
 MAY_IMPORT_RAY = [
     "nanoray/cluster/connection.py",
     "nanoray/cluster/group.py",
+    "nanoray/cluster/growth.py",
     "nanoray/cluster/monitor.py",
     "nanoray/cluster/reservations.py",
     "nanoray/cluster/watchdog.py",
     "nanoray/data/feed.py",
     "nanoray/data/word_counts.py",
+    "nanoray/ops/chaos.py",
+    "nanoray/ops/chaos_faults.py",
+    "nanoray/ops/local_cluster.py",
     "nanoray/stages/pretrain.py",  # asks the pacer, an actor, for its totals
     "nanoray/stages/pretrain_worker.py",  # reads the stream of its rank
 ]

@@ -57,18 +57,6 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             memory.rm("/runs", recursive=True)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of 64 kB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
 def test_a_written_file_is_read_back(storage: str) -> None:
     fs, base = open_location(storage)
 

@@ -19,6 +19,13 @@ from nanoray.data.feed import STREAM_CPUS
 
 LOCAL_OBJECT_STORE_BYTES = 2**30
 """Blocks under way need a few megabytes; Ray would take a third of the memory."""
+SMALL_MACHINE = {
+    # A run has two dozen small processes. With the defaults, the number of CPUs, Ray warns of each
+    # few, and ends those that are idle, which soon have to be started again.
+    "RAY_worker_maximum_startup_concurrency": "8",
+    "RAY_num_workers_soft_limit": "24",
+}
+"""Settings for starting Ray on a machine with few CPUs."""
 CONNECT_TIMEOUT_SECONDS = 10
 LEAST_CPUS_PER_WORKER = 0.1
 GPU_WORKER_CPUS = 8.0
@@ -28,8 +35,13 @@ class NotEnoughResourcesError(InputError):
     """The cluster cannot hold the workers that were asked for."""
 
 
-def connect() -> None:
-    """Connect to RAY_ADDRESS or to what `ray start` left running here, or start a local cluster.
+def known_address() -> str | None:
+    """Give RAY_ADDRESS, or the address of what `ray start` left running here, if anything."""
+    return os.environ.get("RAY_ADDRESS") or started_cluster()
+
+
+def connect(address: str | None = None) -> None:
+    """Connect to an address, by default to `known_address`, or start a local cluster.
 
     Raises:
         InputError: nobody answers, or the cluster does not take our token.
@@ -42,11 +54,10 @@ def connect() -> None:
         "log_to_driver": False,
         "logging_level": logging.ERROR,
     }  # Any: ray.init's
-    address = os.environ.get("RAY_ADDRESS") or started_cluster()
+    address = address or known_address()
     if address is None:
-        # A run has a dozen small processes; with the default, the number of CPUs, Ray warns of each
-        # few.
-        os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "8")
+        for name, value in SMALL_MACHINE.items():
+            os.environ.setdefault(name, value)
         # Nobody takes this machine away, and one process less starts sooner.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(
@@ -143,6 +154,10 @@ class Resources:
     num_readers: int
     """Units that are read at a time."""
 
+    def each(self) -> dict[str, float]:
+        """Give what Ray reserves for one worker."""
+        return {"CPU": self.cpus_per_worker, **({"GPU": 1.0} if self.use_gpu else {})}
+
 
 def choose_resources(config: RunConfig) -> Resources:
     """Decide how many workers there are and what each one takes, from what the cluster has.
@@ -163,7 +178,7 @@ def choose_resources(config: RunConfig) -> Resources:
     if wanted is None:
         share = largest_share(nodes, high)
         wanted = min(GPU_WORKER_CPUS, share) if use_gpu else share
-        wanted = math.floor(wanted * 100) / 100
+        wanted = math.floor(wanted * 16) / 16  # sums and quotients are exact, and Ray makes both
     elif wanted > max(nodes):
         raise NotEnoughResourcesError(
             f"--cpus-per-worker {wanted:g} is more than the {max(nodes):g} CPUs of the largest "
@@ -181,8 +196,9 @@ def choose_resources(config: RunConfig) -> Resources:
     together = -(-high // len(nodes))  # workers on one node
     per_node = int(wanted) if use_gpu else int(max(nodes)) // together
     threads = config.threads_per_worker or max(1, per_node)
-    free = cpus - high * wanted - 1
-    return Resources((low, high), use_gpu, wanted, threads, max(1, min(int(free), 2 * high)))
+    # One reader feeds some million tokens per second; each is a process that has to start.
+    num_readers = min(int(cpus - high * wanted - 1), 2 * high if use_gpu else 2)
+    return Resources((low, high), use_gpu, wanted, threads, max(1, num_readers))
 
 
 def largest_share(nodes: list[float], num_workers: int) -> float:

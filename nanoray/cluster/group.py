@@ -8,6 +8,7 @@ next week are the same thing.
 import contextlib
 import logging
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,9 +25,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanoray.cluster.connection import Resources
+from nanoray.cluster.growth import NEVER_SECONDS, Growth
 from nanoray.cluster.monitor import Pulse, forward_logs, start_monitor
 from nanoray.cluster.recovery import Decision, Failure, RetryBudget, describe_failure, of_group
-from nanoray.cluster.reservations import Reservations
+from nanoray.cluster.reservations import Reservations, refresh
 from nanoray.cluster.watchdog import Watchdog
 from nanoray.config import InputError, RunFailedError
 from nanoray.data.feed import Actor
@@ -40,7 +42,11 @@ PREEMPTION_CHECK_STEPS = 10
 """The question is a barrier over all ranks, so it is not asked at every step."""
 WATCH_SECONDS = 1.0
 """Between two looks at the news: each costs the training on a small machine."""
+POLL_SECONDS = "0.5"
+"""How often Ray Train asks its workers whether they live."""
 ELASTIC_START_SECONDS = "30"
+VERDICT_SECONDS = 30.0
+"""How long Ray may take to give up a node that does not answer."""
 
 
 class RayWorld:
@@ -69,6 +75,10 @@ class RayWorld:
             return False
         self._noticed = ray.train.get_preemption_info() is not None
         return self._noticed
+
+    def can_grow(self) -> bool:
+        """Say on rank 0 whether the driver has found room for more workers."""
+        return self.rank == 0 and self._pulse.is_asked_to_grow
 
 
 @dataclass(frozen=True)
@@ -103,21 +113,41 @@ def run_on_workers(group: Group, folder: RunFolder, display: RunDisplay) -> obje
     """
     own = f"{int(time.time())}-{os.getpid()}"
     monitor = start_monitor(str(folder), own, on_this_node())
+    trainer = make_trainer(group, folder, own, monitor)
+    reservations = Reservations(folder)
+    reservations.release_old()
+    guards = [
+        Watchdog(monitor, group.hang_seconds).check,
+        Growth(monitor, reservations, group.resources).check,
+    ]
+    with watch(monitor, display, guards, reservations):
+        try:
+            result: Any = trainer.fit()
+            return result.return_value
+        except ray.train.TrainingFailedError as error:
+            raise _cause(error, ray.get(monitor.finished.remote())) from error
+        except SystemExit as stopped:  # how Ray Train answers Ctrl-C
+            raise KeyboardInterrupt from stopped
+
+
+def make_trainer(group: Group, folder: RunFolder, own: str, monitor: Actor) -> TorchTrainer:
+    """Tell Ray Train what to run; `own` names this start of the run."""
     resources = group.resources
-    each = {"CPU": resources.cpus_per_worker, **({"GPU": 1} if resources.use_gpu else {})}
     low, high = resources.num_workers
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
     if low < high:  # after a node has died Ray asks for its workers once more: not for a minute
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_SECONDS)
-    # Any: Ray's stubs know no function with a result, no range of workers, no callback but Tune's.
+    # Any: Ray's stubs know no function with a result, no elastic group, no callback but Tune's.
     worker: Any = _worker_function(group, monitor)
-    num_workers: Any = high if low == high else (low, high)
-    news: Any = FailureNews(monitor)
-    trainer = TorchTrainer(
+    scaling: Any = ScalingConfig
+    news: Any = FailureNews(monitor, is_elastic=low < high)
+    return TorchTrainer(
         worker,
-        scaling_config=ScalingConfig(
-            num_workers=num_workers,
+        scaling_config=scaling(
+            num_workers=low if low == high else (low, high),
             use_gpu=resources.use_gpu,
-            resources_per_worker=each,
+            resources_per_worker=resources.each(),
+            elastic_resize_monitor_interval_s=NEVER_SECONDS,
         ),
         torch_config=TorchConfig(
             backend="nccl" if resources.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS
@@ -137,23 +167,13 @@ def run_on_workers(group: Group, folder: RunFolder, display: RunDisplay) -> obje
             execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
         ),
     )
-    reservations = Reservations(folder)
-    reservations.release_old()
-    with watch(monitor, display, Watchdog(monitor, group.hang_seconds), reservations):
-        try:
-            result: Any = trainer.fit()
-            return result.return_value
-        except ray.train.TrainingFailedError as error:
-            raise _cause(error, ray.get(monitor.finished.remote())) from error
-        except SystemExit as stopped:  # how Ray Train answers Ctrl-C
-            raise KeyboardInterrupt from stopped
 
 
 class FailureNews(ray.train.UserCallback):
     """Tells the monitor what Ray Train's controller knows of workers that ended."""
 
-    def __init__(self, monitor: Actor) -> None:
-        self.monitor = monitor
+    def __init__(self, monitor: Actor, *, is_elastic: bool) -> None:
+        self.monitor, self.is_elastic = monitor, is_elastic
 
     def after_exception(
         self,
@@ -164,6 +184,28 @@ class FailureNews(ray.train.UserCallback):
         for rank, error in worker_exceptions.items():
             failure = describe_failure(error, rank)
             ray.get(self.monitor.fail.remote(failure, first_hand=False))
+        if self.is_elastic:  # it starts again with as many workers as there is room for
+            wait_for_verdict({beat.node for beat in ray.get(self.monitor.silences.remote())})
+            refresh()
+
+
+def wait_for_verdict(nodes: set[str]) -> None:
+    """Wait until Ray has given up those of the nodes that do not answer."""
+    deadline = time.monotonic() + VERDICT_SECONDS
+    while time.monotonic() < deadline:
+        there = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] in nodes]
+        if all(answers(n["NodeManagerAddress"], n["NodeManagerPort"]) for n in there):
+            return
+        time.sleep(0.5)
+
+
+def answers(host: str, port: int) -> bool:
+    """Say whether somebody listens there."""
+    try:
+        socket.create_connection((host, port), timeout=2.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _worker_function(group: Group, monitor: Actor) -> Callable[[], object]:
@@ -235,7 +277,10 @@ def on_this_node() -> NodeAffinitySchedulingStrategy:
 
 @contextlib.contextmanager
 def watch(
-    monitor: Actor, display: RunDisplay, watchdog: Watchdog, reservations: Reservations
+    monitor: Actor,
+    display: RunDisplay,
+    guards: list[Callable[[], None]],
+    reservations: Reservations,
 ) -> Iterator[None]:
     """Show the news of the workers, and look after them, for as long as the context lasts."""
     done = threading.Event()
@@ -253,7 +298,8 @@ def watch(
         with contextlib.suppress(ray.exceptions.RayError):
             while not done.wait(WATCH_SECONDS):
                 show_news()
-                watchdog.check()
+                for check in guards:
+                    check()
 
     thread = threading.Thread(target=loop, daemon=True, name="watch")
     thread.start()

@@ -43,6 +43,12 @@ class Monitor:
         self.beats: dict[int, tuple[float, Beat]] = {}
         self.failures: dict[int, Failure] = {}
         self.final_error: InputError | RunFailedError | None = None
+        self.num_wanted = 0
+
+    def node(self) -> str:
+        """Give the node on which this is, and the driver."""
+        node: str = ray.get_runtime_context().get_node_id()
+        return node
 
     def step(self, values: dict[str, Any]) -> None:  # Any: JSON
         """Note what a step did."""
@@ -57,9 +63,15 @@ class Monitor:
         steps, lines, self.steps, self.lines = self.steps, self.lines, [], []
         return steps, lines
 
-    def beat(self, beat: Beat) -> None:
-        """Note a sign of life."""
+    def beat(self, beat: Beat) -> bool:
+        """Note a sign of life; says whether the group should make way for a larger one."""
         self.beats[beat.rank] = (time.monotonic(), beat)
+        return self.num_wanted > 0
+
+    def ask_to_grow(self, num_workers: int) -> None:
+        """Note that there is room for so many workers."""
+        self.num_wanted = num_workers
+        self.lines.append(f"there is room for {num_workers} workers: saving, and starting again")
 
     def leave(self, rank: int) -> None:
         """Note that a rank has done its work, and need not be heard of again."""
@@ -80,6 +92,7 @@ class Monitor:
     def begin_start(self) -> list[Failure]:
         """Forget the workers of the last start; gives why they ended, empty at the first start."""
         failures, self.failures, self.beats = list(self.failures.values()), {}, {}
+        self.num_wanted = 0
         return failures
 
     def finish(self, error: InputError | RunFailedError) -> None:
@@ -131,7 +144,9 @@ class Pulse:
         self.monitor, self.rank = monitor, rank
         self.pid, self.node = os.getpid(), ray.get_runtime_context().get_node_id()
         self.is_training = False
+        self.is_asked_to_grow = False
         self.last = 0.0
+        self._answer: Any = None  # Any: a reference to a bool
 
     def beat(self, doing: str, *, is_step: bool = False) -> None:
         """Tell that this worker lives, if it has not done so within the last second."""
@@ -142,7 +157,9 @@ class Pulse:
             return
         self.last = now
         beat = Beat(self.rank, self.pid, self.node, doing, 0.0, self.is_training)
-        self.monitor.beat.remote(beat)
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            self.is_asked_to_grow = ray.get(self._answer)
+        self._answer = self.monitor.beat.remote(beat)
 
 
 class MonitorHandler(logging.Handler):

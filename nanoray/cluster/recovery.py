@@ -34,12 +34,17 @@ class Cause(enum.StrEnum):
     PREEMPTION = "preemption"
     DIVERGENCE = "divergence"
     LOST = "lost worker"
+    GROWTH = "room for more workers"
     HANG = "hang"
     STORAGE = "storage"
     MEMORY = "out of memory"
     BUG = "error in the code"
     OUTAGE = "storage outage"
     INPUT = "wrong input"
+
+
+WITHOUT_LIMIT = (Cause.PREEMPTION, Cause.DIVERGENCE, Cause.GROWTH)
+"""Rollbacks have a limit of their own."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,8 @@ def find_cause(error: BaseException) -> Cause:
         return Cause.PREEMPTION
     if "DivergedError" in names:
         return Cause.DIVERGENCE
+    if "RoomForMoreError" in names:
+        return Cause.GROWTH
     if isinstance(error, StorageError):  # whoever raises it has been patient
         return Cause.OUTAGE
     if isinstance(error, InputError):
@@ -131,7 +138,7 @@ class RetryBudget:
             return self._stop(failure, count, 1, "the input must be put right")
         if failure.cause is Cause.OUTAGE:
             return self._stop(failure, count, 1, "the storage must be mended")
-        if failure.cause in (Cause.PREEMPTION, Cause.DIVERGENCE):  # rollbacks have their own limit
+        if failure.cause in WITHOUT_LIMIT:
             return self._again(failure, count, "no limit", resume_step)
         if failure.cause is Cause.BUG and count >= BUG_TRIES:
             return self._stop(failure, count, BUG_TRIES, "it would come back")

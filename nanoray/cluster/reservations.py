@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 COORDINATOR = "AutoscalingCoordinator"
 """Name and namespace of Ray 2.60's actor."""
+TRAIN_PREFIX = "train-"
 CALL_SECONDS = 10
 
 
@@ -27,7 +28,8 @@ class Reservations:
     def __init__(self, folder: RunFolder) -> None:
         self.fs, self.path = folder.fs, folder.path("reservations.json")
         self.before: set[str] = set()
-        self.recorded = False
+        self.names: list[str] | None = None
+        """What this start has reserved."""
 
     def release_old(self) -> None:
         """Give back what an earlier start of this run has left; to be called before a start."""
@@ -41,12 +43,31 @@ class Reservations:
 
     def record(self) -> None:
         """Keep the names of what has been reserved since `release_old`, once."""
-        if self.recorded:
+        if self.names is not None:
             return
-        self.recorded = True
         coordinator = find_coordinator()
-        names = [] if coordinator is None else sorted(set(current(coordinator)) - self.before)
-        write_json(self.fs, self.path, {"names": names})
+        self.names = [] if coordinator is None else sorted(set(current(coordinator)) - self.before)
+        write_json(self.fs, self.path, {"names": self.names})
+
+    def of_training(self) -> str | None:
+        """Give the name of the workers' reservation, as far as it is known."""
+        names = [name for name in self.names or [] if name.startswith(TRAIN_PREFIX)]
+        return names[0] if names else None
+
+
+def refresh() -> None:
+    """Let Ray look at the nodes of the cluster now, instead of within twenty seconds.
+
+    An elastic group is started with as many workers as the nodes hold that Ray has seen then.
+    """
+    coordinator = find_coordinator()
+    if coordinator is None:
+        return
+    try:
+        asked = coordinator.get_reserved_resources.remote("nobody", recompute=True)
+        ray.get(asked, timeout=CALL_SECONDS)
+    except ray.exceptions.RayError as error:
+        logger.warning("Ray may count on nodes that are lost: %s", error)
 
 
 def find_coordinator() -> Any:  # Any: a handle

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from ray.data import DataIterator, Dataset
 
 from nanoray.cluster.connection import Resources
 from nanoray.cluster.group import RayWorld
-from nanoray.cluster.recovery import Decision, Failure
+from nanoray.cluster.recovery import Cause, Decision, Failure
 from nanoray.config import to_json
 from nanoray.data.batches import Share, StepRows, step_rows
 from nanoray.data.blocks import Layout
@@ -21,7 +22,7 @@ from nanoray.data.feed import Actor, StreamStart, blocks_of, stream
 from nanoray.data.plan import DataPlan
 from nanoray.events import append_event, failure_history, read_events
 from nanoray.goodput import Account, open_account
-from nanoray.metrics import MetricsLogger, start_wandb
+from nanoray.metrics import MetricsLogger, read_metrics, start_wandb
 from nanoray.model.generate import generate
 from nanoray.model.gpt import DTYPES, GPT, GPTConfig
 from nanoray.model.scaling import flops_per_token
@@ -99,6 +100,9 @@ class PretrainJob:
 
     def record(self, failure: Failure, decision: Decision) -> None:
         """Record a failure of the group among the events of the run."""
+        if failure.cause is Cause.GROWTH:
+            self._patiently(lambda: append_event(self.folder, "growth"))
+            return
         facts = {"cause": failure.cause.value, "rank": failure.rank, "again": decision.again}
         self._patiently(lambda: append_event(self.folder, "failure", **facts))
 
@@ -250,11 +254,24 @@ def loop_config(job: PretrainJob, world: World) -> LoopConfig:
         ),
         validate_every=config.validate_every,
         flops_per_token=flops_per_token(job.model),
-        peak_flops=peak_flops(world.device, DTYPES[config.dtype]),
+        peak_flops=known_peak(job, world) or peak_flops(world.device, DTYPES[config.dtype]),
         is_empty=lambda position: not len(job.plan.pack(position).rows),
         max_skipped_steps=config.max_skipped_steps,
         max_rollbacks=config.max_rollbacks,
     )
+
+
+def known_peak(job: PretrainJob, world: World) -> float | None:
+    """Give the peak that an earlier start has measured: on a CPU that takes a second.
+
+    Only rank 0 writes down the utilization that is counted against it.
+    """
+    if world.rank != 0:
+        return math.inf
+    if world.device.type == "cuda":
+        return None
+    records = read_metrics(job.folder.fs, job.folder.path("metrics.jsonl"))
+    return records[-1].get("train/peak_flops") if records else None
 
 
 def validation_rows(config: PretrainConfig) -> int:

@@ -18,7 +18,7 @@ from nanoray.train.save_interval import SaveConfig, SaveInterval
 from nanoray.train.state import TrainState
 from nanoray.train.step import SaveVotes, StepConfig, StepResult, train_step
 from nanoray.train.validation import Validation
-from nanoray.train.world import World, all_reduce_sum
+from nanoray.train.world import RoomForMoreError, World, all_reduce_sum
 
 logger = logging.getLogger(__name__)
 
@@ -68,13 +68,14 @@ def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
     Raises:
         DivergedError: the run was rolled back on disk, and has to be started again.
         RollbackLimitError: it was rolled back too often, and should not.
+        RoomForMoreError: a larger group can go on.
     """
     save_is_due, interval = False, SaveInterval(config.save, world.world_size, state.step)
     if validation_is_missing(state.step, config, world, metrics):
         metrics.amend({"validation/bits_per_byte": validation.bits_per_byte(state.model)})
     try:
         while state.step < config.num_steps:
-            wanted = world.rank == 0 and interval.is_due(state.step + 1)
+            wanted = world.rank == 0 and (interval.is_due(state.step + 1) or world.can_grow())
             votes = SaveVotes(wanted, checkpointer.is_retrying)
             result = train_step(state, next(steps), config, world, votes)
             account.spend_step(result.data_wait_seconds, skipped=result.problem is not None)
@@ -92,10 +93,9 @@ def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
             can_save = result.problem is None and not result.save_must_wait
             if last or (save_is_due and can_save):
                 save_is_due = False
-                checkpointer.save(state, before_commit=metrics.flush)
-                stall = account.spend("checkpoint_stall")
-                interval.saved(state.step, stall)
-                metrics.amend({"checkpoint/stall_seconds": stall, **account.values()})
+                interval.saved(state.step, save(state, checkpointer, metrics, account))
+                if world.can_grow() and not last:
+                    make_way(state.step, checkpointer)
             if state.step % config.validate_every == 0 or last:
                 validate(state, validation, metrics, account)
             if world.rank == 0:
@@ -105,6 +105,16 @@ def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
     metrics.flush()
 
 
+def save(
+    state: TrainState, checkpointer: Checkpointer, metrics: MetricsLogger, account: Account
+) -> float:
+    """Save in the background; gives the seconds for which training stood still."""
+    checkpointer.save(state, before_commit=metrics.flush)
+    stall = account.spend("checkpoint_stall")
+    metrics.amend({"checkpoint/stall_seconds": stall, **account.values()})
+    return stall
+
+
 def validate(
     state: TrainState, validation: Validation, metrics: MetricsLogger, account: Account
 ) -> None:
@@ -112,6 +122,12 @@ def validate(
     metrics.amend({"validation/bits_per_byte": validation.bits_per_byte(state.model)})
     seconds = account.spend("validation")
     metrics.amend({"validation/seconds": seconds, **account.values()})
+
+
+def make_way(step: int, checkpointer: Checkpointer) -> None:
+    """End this group once its newest step is saved; the other ranks end with it."""
+    checkpointer.wait()
+    raise RoomForMoreError(f"step {step} is saved")
 
 
 def tell_of_skip(result: StepResult, state: TrainState, world: World) -> None:
@@ -168,6 +184,7 @@ def step_values(
         "train/lr_multiplier": config.schedule.lr_multiplier(state.step - 1),
         "train/tokens_per_second": tokens_per_second,
         "train/mfu": tokens_per_second * config.flops_per_token / peak,
+        "train/peak_flops": config.peak_flops,
         "train/step_seconds": result.seconds,
         "train/data_wait_seconds": result.data_wait_seconds,
         "data/position": state.cursor.position,

@@ -8,6 +8,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+class RoomForMoreError(RuntimeError):
+    """Ends a group that has saved, so that a larger one goes on."""
+
+
 class World(Protocol):
     """What the training loop may ask of its surroundings."""
 
@@ -30,6 +34,9 @@ class World(Protocol):
         A collective: every rank asks at the same step, and all get the same answer.
         """
 
+    def can_grow(self) -> bool:
+        """Say on rank 0 whether a larger group could take over after a checkpoint."""
+
 
 class LocalWorld:
     """One process on one device, without a cluster."""
@@ -48,6 +55,10 @@ class LocalWorld:
 
     def leaving_soon(self, step: int) -> bool:
         """Say no: nobody takes a single machine away."""
+        return False
+
+    def can_grow(self) -> bool:
+        """Say no: a single machine does not grow."""
         return False
 
 

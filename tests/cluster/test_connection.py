@@ -222,7 +222,7 @@ CHOICES: dict[str, tuple[dict[str, float], dict[str, Any], Resources]] = {
     "workers share what the stream leaves, rounded down": (
         {"CPU": 8},
         {"num_workers": "3"},
-        Resources((3, 3), False, 2.33, 2, 1),
+        Resources((3, 3), False, 2.3125, 2, 1),
     ),
     "a range is given room for the most": (
         {"CPU": 8},
@@ -232,17 +232,17 @@ CHOICES: dict[str, tuple[dict[str, float], dict[str, Any], Resources]] = {
     "more workers than CPUs": (
         {"CPU": 2},
         {"num_workers": "3"},
-        Resources((3, 3), False, 0.33, 1, 1),
+        Resources((3, 3), False, 0.3125, 1, 1),
     ),
     "what the workers do not take is for readers": (
         {"CPU": 8},
         {"num_workers": "3", "cpus_per_worker": 1, "threads_per_worker": 5},
-        Resources((3, 3), False, 1, 5, 4),
+        Resources((3, 3), False, 1, 5, 2),
     ),
-    "readers are at most two per worker": (
+    "two readers feed any number of CPUs": (
         {"CPU": 64},
         {"num_workers": "2", "cpus_per_worker": 4},
-        Resources((2, 2), False, 4, 32, 4),
+        Resources((2, 2), False, 4, 32, 2),
     ),
     "one GPU": ({"CPU": 16, "GPU": 1}, {}, Resources((1, 1), True, 8.0, 8, 2)),
     "a worker per GPU, each with its threads": (
@@ -250,7 +250,7 @@ CHOICES: dict[str, tuple[dict[str, float], dict[str, Any], Resources]] = {
         {},
         Resources((8, 8), True, 8.0, 8, 16),
     ),
-    "few CPUs for the GPUs": ({"CPU": 24, "GPU": 8}, {}, Resources((8, 8), True, 2.87, 2, 1)),
+    "few CPUs for the GPUs": ({"CPU": 24, "GPU": 8}, {}, Resources((8, 8), True, 2.875, 2, 1)),
     "not all GPUs": (
         {"CPU": 192, "GPU": 8},
         {"num_workers": "2"},

@@ -144,6 +144,7 @@ def test_wrong_input_that_a_worker_finds_is_raised_as_such_and_not_tried_again(t
     assert story.starts == 1
 
 
+@pytest.mark.slow
 def test_storage_that_failed_for_too_long_ends_the_run_with_its_own_sentence(tmp_path):
     story = Story(tmp_path, "outage")
 
@@ -153,6 +154,7 @@ def test_storage_that_failed_for_too_long_ends_the_run_with_its_own_sentence(tmp
     assert story.starts == 1
 
 
+@pytest.mark.slow
 def test_wrong_input_at_the_beginning_is_raised_as_such(tmp_path):
     with pytest.raises(InputError, match=r"^There is no shard\. Give one\.$"):
         run(Story(tmp_path, "nothing to begin with"))

@@ -2,26 +2,48 @@
 
 import json
 import re
+import runpy
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.driver import connected
 from tests.faults.test_kill import arguments
-from tests.running import TINY, Cluster, run_job, small_corpus
+from tests.running import ROOT, TINY, Cluster, run_job, small_corpus
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that came to its end."""
+
+    storage: Path
+    command: list[object]
+    code: int
+    output: str
+
+    @property
+    def stage(self) -> Path:
+        return self.storage / "r" / "pretrain"
+
+
+@pytest.fixture(scope="module")
+def finished(ray_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Run to the end once, for all tests that only look at what is left, or that change nothing."""
+    storage = tmp_path_factory.mktemp("finished")
+    command = arguments(storage, "r", 2, steps=30)
+    return Finished(
+        storage, command, *run_job("pretrain.py", *command, env=ray_cluster.environment())
+    )
 
 
 @pytest.mark.cluster
-def test_a_run_leaves_report_metrics_ledger_and_verified_checkpoints(
-    ray_cluster: Cluster, tmp_path: Path
-):
-    code, output = run_job(
-        "pretrain.py", *arguments(tmp_path, "r", 2, steps=30), env=ray_cluster.environment()
-    )
-
-    assert code == 0, output
-    stage = tmp_path / "r" / "pretrain"
+def test_a_run_leaves_report_metrics_ledger_and_verified_checkpoints(finished: Finished):
+    assert finished.code == 0, finished.output
+    stage = finished.stage
     steps = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
     assert [s["step"] for s in steps] == list(range(1, 31))
     promised = {"train/loss", "train/tokens_per_second", "train/mfu", "train/data_wait_seconds"}
@@ -32,49 +54,22 @@ def test_a_run_leaves_report_metrics_ledger_and_verified_checkpoints(
     assert [entry["first"] for entry in ledger[1:]] == [entry["next"] for entry in ledger[:-1]]
     assert (stage / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert "r / pretrain" in (stage / "report.html").read_text()
-    assert "bits per byte" in output
-    assert "xz -9e" in output
+    assert "bits per byte" in finished.output
+    assert "xz -9e" in finished.output
     files = {path.name for path in (stage / "checkpoints" / "step_000030").iterdir()}
     optimizers = {f"optimizer-{rank:05d}-of-00002.safetensors" for rank in range(2)}
     assert files == {"model.safetensors", "state.json", "manifest.json"} | optimizers
 
 
 @pytest.mark.cluster
-def test_a_finished_run_is_left_alone_and_fresh_moves_it_aside(
-    ray_cluster: Cluster, tmp_path: Path
-):
-    env = ray_cluster.environment()
-    command = arguments(tmp_path, "r", 1, steps=10)
-    run_job("pretrain.py", *command, env=env)
-    weights = tmp_path / "r" / "pretrain" / "checkpoints" / "step_000010" / "model.safetensors"
-    before = weights.read_bytes()
-
-    code, again = run_job("pretrain.py", *command, env=env)
-    fresh_code, fresh = run_job("pretrain.py", *command, "--fresh", "--seed", "7", env=env)
-
-    assert code == 0, again
-    assert "is finished" in again
-    assert fresh_code == 0, fresh
-    assert weights.read_bytes() != before
-    aside = [p for p in (tmp_path / "r").iterdir() if p.name.startswith("pretrain.before-")]
-    assert len(aside) == 1
-    assert (aside[0] / "checkpoints" / "step_000010" / "model.safetensors").read_bytes() == before
-    assert (aside[0] / "tokenizer.json").exists()
-
-
-@pytest.mark.cluster
 def test_a_resume_with_another_identity_is_refused_with_the_difference(
-    ray_cluster: Cluster, tmp_path: Path
+    ray_cluster: Cluster, finished: Finished, tmp_path: Path
 ):
-    env = ray_cluster.environment()
-    command = arguments(tmp_path, "r", 1, steps=10)
-    run_job("pretrain.py", *command, env=env)
-    other = tmp_path / "other"
-    other.mkdir()
-    pq.write_table(pa.table({"text": ["entirely other text " * 50] * 40}), other / "text.parquet")
+    env, command = ray_cluster.environment(), finished.command
+    pq.write_table(pa.table({"text": ["entirely other " * 50] * 40}), tmp_path / "text.parquet")
 
     seed, seed_said = run_job("pretrain.py", *command, "--seed", 7, env=env)
-    data, data_said = run_job("pretrain.py", *command, "--data", other, env=env)
+    data, data_said = run_job("pretrain.py", *command, "--data", tmp_path, env=env)
     kept, kept_said = run_job(
         "pretrain.py", *command, "--device-batch-size", 4, "--log-every", 3, env=env
     )
@@ -82,6 +77,26 @@ def test_a_resume_with_another_identity_is_refused_with_the_difference(
     assert (seed, data, kept) == (2, 2, 0), kept_said
     assert "--seed was 42 and is 7" in seed_said
     assert "text.parquet has changed" in data_said
+    assert "is finished" in kept_said
+
+
+@pytest.mark.cluster
+def test_fresh_moves_a_finished_run_aside(ray_cluster: Cluster, finished: Finished):
+    weights = finished.stage / "checkpoints" / "step_000030" / "model.safetensors"
+    before = weights.read_bytes()
+
+    code, output = run_job(
+        "pretrain.py",
+        *(*finished.command, "--fresh", "--seed", "7"),
+        env=ray_cluster.environment(),
+    )
+
+    assert code == 0, output
+    assert weights.read_bytes() != before
+    aside = [p for p in finished.stage.parent.iterdir() if p.name.startswith("pretrain.before-")]
+    assert len(aside) == 1
+    assert (aside[0] / "checkpoints" / "step_000030" / "model.safetensors").read_bytes() == before
+    assert (aside[0] / "tokenizer.json").exists()
 
 
 BAD_INPUT = {
@@ -108,10 +123,20 @@ BAD_INPUT = {
 }
 
 
+@pytest.fixture(scope="module")
+def ray_connection(ray_cluster: Cluster) -> Iterator[None]:
+    with connected(ray_cluster):
+        yield
+
+
 @pytest.mark.cluster
 @pytest.mark.parametrize("case", list(BAD_INPUT))
 def test_wrong_input_gets_one_sentence_and_leaves_nothing(
-    ray_cluster: Cluster, tmp_path: Path, case: str
+    ray_connection: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    case: str,
 ):
     flags, sentence = BAD_INPUT[case]
     (tmp_path / "empty").mkdir()
@@ -124,13 +149,16 @@ def test_wrong_input_gets_one_sentence_and_leaves_nothing(
     data = ["--data", small_corpus(tmp_path / "data"), "--num-steps", 10]
     given = [flag.replace("{tmp}", str(tmp_path)) for flag in flags]
 
-    code, output = run_job(
-        "pretrain.py",
-        *("--run", "r", "--storage", tmp_path / "runs", *TINY, *data, *given),
-        env=ray_cluster.environment(),
-    )
+    command = ["pretrain.py", "--run", "r", "--storage", tmp_path / "runs", *TINY, *data, *given]
+    monkeypatch.setattr("sys.argv", list(map(str, command)))
 
-    assert code == 2, output
+    # In this process: a new one would take four seconds to import torch and Ray.
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "jobs" / "pretrain.py"), run_name="__main__")
+
+    said = capfd.readouterr()
+    output = said.out + said.err
+    assert ended.value.code == 2, output
     assert sentence in re.sub(r"\s+", " ", output.replace("│", " "))
     assert "Traceback" not in output
     assert not (tmp_path / "runs" / "r").exists()

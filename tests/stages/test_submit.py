@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 
+from nanoray.cluster.connection import SMALL_MACHINE
 from tests.running import ROOT, TINY, current_step, small_corpus
 
 pytestmark = pytest.mark.cluster
@@ -113,7 +114,7 @@ def head() -> Iterator[Head]:
         **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_worker_maximum_startup_concurrency": "8",
+        **SMALL_MACHINE,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
     }
     head = Head(folder, checkout, f"http://127.0.0.1:{ports['--dashboard-port']}", env)

@@ -16,7 +16,7 @@ from nanoray.train.loop import train
 from nanoray.train.save_interval import SaveConfig
 from nanoray.train.schedule import Schedule
 from nanoray.train.validation import Validation
-from nanoray.train.world import LocalWorld
+from nanoray.train.world import LocalWorld, RoomForMoreError
 from tests.train.tiny_run import tiny_plan, tiny_state, tiny_steps
 from tests.train.tiny_start import next_start, same_arrays, stage_folder, work
 
@@ -269,3 +269,31 @@ def test_who_watches_hears_of_every_step_what_stands_in_the_metrics(plan, tmp_pa
     work(world, next_start(plan, tmp_path))
 
     assert world.reports == [(line["step"], line) for line in metrics_of(tmp_path)]
+
+
+class GrowingWorld(LocalWorld):
+    """A single process beside which a node joins after so many questions."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def can_grow(self) -> bool:
+        self.after -= 1
+        return self.after < 0
+
+
+def test_a_group_that_can_grow_saves_at_once_and_loses_no_step(plan, tmp_path):
+    calm, grown = tmp_path / "calm", tmp_path / "grown"
+    rarely = SaveConfig(every_steps=100)
+    config = replace(next_start(plan, calm).config, save=rarely)
+    expected = work(LocalWorld(), next_start(plan, calm, config=config))
+
+    with pytest.raises(RoomForMoreError, match="step 4 is saved"):
+        work(GrowingWorld(after=3), next_start(plan, grown, config=config))
+    again = next_start(plan, grown, config=config)
+    result = work(LocalWorld(), again)
+
+    assert again.step == 4
+    assert same_arrays(result, expected)
+    assert ledger_of(grown) == ledger_of(calm)
