@@ -12,10 +12,12 @@ from typing import Any
 
 import psutil
 import ray
-from ray._private import services
+from ray._private import ray_logging, services
 
 from nanoray.config import InputError, RunConfig, worker_range
 from nanoray.data.feed import STREAM_CPUS
+
+logger = logging.getLogger(__name__)
 
 LOCAL_OBJECT_STORE_BYTES = 2**30
 """Blocks under way need a few megabytes; Ray would take a third of the memory."""
@@ -27,7 +29,8 @@ SMALL_MACHINE = {
 }
 """Settings for starting Ray on a machine with few CPUs."""
 CONNECT_TIMEOUT_SECONDS = 10
-LEAST_CPUS_PER_WORKER = 0.1
+MESSAGE_CHARS = 200
+LEAST_CPUS_PER_WORKER = 0.125
 GPU_WORKER_CPUS = 8.0
 
 
@@ -67,10 +70,12 @@ def connect(address: str | None = None) -> None:
             dashboard_host="127.0.0.1",
             **quiet,
         )
+        shorten_messages()
         return
     check_answers(address)
     try:
         ray.init(address=address, **quiet)
+        shorten_messages()
     except ray.exceptions.AuthenticationError as error:
         raise _token_refused(address) from error
     except ConnectionError as error:
@@ -78,6 +83,19 @@ def connect(address: str | None = None) -> None:
         if "AuthenticationError" in str(error.__cause__):
             raise _token_refused(address) from error
         raise _no_answer(address) from error
+
+
+def shorten_messages() -> None:
+    """Log only the first line of what Ray prints about lost nodes: it adds pages of its state."""
+    ray_logging.global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+    ray_logging.global_worker_stdstream_dispatcher.add_handler("nanoray", log_first_line)
+
+
+def log_first_line(message: dict[str, Any]) -> None:  # Any: JSON
+    """Log the beginning of a message of Ray's daemons."""
+    lines = [line for line in message.get("lines", []) if line.strip()]
+    if lines:
+        logger.warning("Ray says: %s", lines[0].strip().splitlines()[0][:MESSAGE_CHARS])
 
 
 def check_answers(address: str) -> None:
@@ -177,6 +195,8 @@ def choose_resources(config: RunConfig) -> Resources:
     wanted, nodes = config.cpus_per_worker, node_cpus(cpus)
     if wanted is None:
         share = largest_share(nodes, high)
+        if low < high and not use_gpu:
+            share = elastic_share(nodes, high) or share
         wanted = min(GPU_WORKER_CPUS, share) if use_gpu else share
         wanted = math.floor(wanted * 16) / 16  # sums and quotients are exact, and Ray makes both
     elif wanted > max(nodes):
@@ -193,12 +213,42 @@ def choose_resources(config: RunConfig) -> Resources:
             + (f"Give --num-workers {fitting} at most" if fitting else "Give the cluster more CPUs")
             + (", or fewer --cpus-per-worker." if config.cpus_per_worker else ".")
         )
+    if low < high and not use_gpu:
+        check_room_beside(nodes, wanted, high)
     together = -(-high // len(nodes))  # workers on one node
     per_node = int(wanted) if use_gpu else int(max(nodes)) // together
     threads = config.threads_per_worker or max(1, per_node)
     # One reader feeds some million tokens per second; each is a process that has to start.
     num_readers = min(int(cpus - high * wanted - 1), 2 * high if use_gpu else 2)
     return Resources((low, high), use_gpu, wanted, threads, max(1, num_readers))
+
+
+def check_room_beside(nodes: list[float], share: float, most: int) -> None:
+    """Check that workers leave a CPU to the stream on whatever nodes are left of a cluster.
+
+    Raises:
+        NotEnoughResourcesError: with some nodes lost, an elastic group would take every CPU.
+    """
+    for cpus in nodes:
+        workers = min(most, math.floor(cpus / share + 1e-9))
+        if cpus - workers * share < STREAM_CPUS:
+            raise NotEnoughResourcesError(
+                f"{workers} workers of {share:g} CPUs would leave Ray Data no CPU on a node of "
+                f"{cpus:g} when other nodes are lost, which a range of --num-workers is for. Give "
+                "--cpus-per-worker a number that leaves one free there, or no range."
+            )
+
+
+def elastic_share(nodes: list[float], num_workers: int) -> float | None:
+    """Give the most CPUs per worker with which each node keeps one for the stream, if any do."""
+    together = -(-num_workers // len(nodes))
+    sixteenths = range(int(max(nodes)) * 16, 0, -1)
+    for share in (n / 16 for n in sixteenths):
+        fitting = [min(num_workers, math.floor(cpus / share + 1e-9)) for cpus in nodes]
+        free = min(cpus - n * share for cpus, n in zip(nodes, fitting, strict=True))
+        if free >= STREAM_CPUS and sum(fitting) >= num_workers and max(fitting) >= together:
+            return share
+    return None
 
 
 def largest_share(nodes: list[float], num_workers: int) -> float:

@@ -272,7 +272,7 @@ def _cause(
 
 def on_this_node() -> NodeAffinitySchedulingStrategy:
     """Place an actor on the driver's node: if that is lost, the run is."""
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 @contextlib.contextmanager

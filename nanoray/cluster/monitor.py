@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from nanoray.cluster.recovery import Failure
+from nanoray.cluster.recovery import Cause, Failure
 from nanoray.config import InputError, RunFailedError
 from nanoray.data.feed import Actor
 
@@ -44,6 +44,7 @@ class Monitor:
         self.failures: dict[int, Failure] = {}
         self.final_error: InputError | RunFailedError | None = None
         self.num_wanted = 0
+        self.has_started = False
 
     def node(self) -> str:
         """Give the node on which this is, and the driver."""
@@ -93,6 +94,9 @@ class Monitor:
         """Forget the workers of the last start; gives why they ended, empty at the first start."""
         failures, self.failures, self.beats = list(self.failures.values()), {}, {}
         self.num_wanted = 0
+        if self.has_started and not failures:
+            failures = [Failure(Cause.LOST, 0, "the workers could not be started")]
+        self.has_started = True
         return failures
 
     def finish(self, error: InputError | RunFailedError) -> None:

@@ -154,7 +154,7 @@ def window_rows(layout: Layout, most_workers: int) -> int:
 
 def start_pacer(layout: Layout, most_workers: int, num_readers: int) -> Actor:
     """Start the pacer on this node: if that is lost, the driver is too."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     pacer: Any = ray.remote(Pacer).options(num_cpus=0, scheduling_strategy=here)
     return pacer.remote(window_rows(layout, most_workers), num_readers)
 

@@ -164,9 +164,9 @@ class Watch:
             self._look_at_groups()
         elif self.detected is None:
             self.detected = self.job.first_line_after(self.began, *STORAGE_SIGNS)
-        if self.training is not None and not self.will_mend and self.saved is None:
-            if self._newest_committed() > self.committed:
-                self.saved = time.time()
+        can_save = self.training is not None and not self.will_mend
+        if can_save and self._newest_committed() > self.committed:
+            self.saved = time.time()
         return self.saved is not None
 
     def _look_at_groups(self) -> None:

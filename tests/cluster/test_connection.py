@@ -288,6 +288,26 @@ def test_no_worker_is_larger_than_a_node(monkeypatch, num_nodes, workers, cpus, 
     assert (chosen.cpus_per_worker, chosen.threads_per_worker) == (cpus, threads)
 
 
+@pytest.mark.parametrize(
+    ("num_nodes", "cpus", "workers", "share"),
+    [(4, 12, "1:4", 2.0), (3, 12, "1:6", 1.5), (1, 8, "2:4", 1.75), (2, 16, "1:2", 7.0)],
+)
+def test_workers_of_a_range_leave_a_cpu_on_whatever_nodes_are_left(
+    monkeypatch, num_nodes, cpus, workers, share
+):
+    has(monkeypatch, {"CPU": float(cpus)}, {}, num_nodes)
+
+    assert choose_resources(RunConfig(num_workers=workers)).cpus_per_worker == share
+
+
+@pytest.mark.parametrize("fields", [{"cpus_per_worker": 1}, {"cpus_per_worker": 1.5}])
+def test_a_range_that_could_starve_the_stream_is_refused(monkeypatch, fields):
+    has(monkeypatch, {"CPU": 8.0}, {}, num_nodes=4)
+
+    with pytest.raises(NotEnoughResourcesError, match="when other nodes are lost"):
+        choose_resources(RunConfig(num_workers="1:4", **fields))
+
+
 def test_a_worker_that_no_node_can_hold_is_refused(monkeypatch):
     has(monkeypatch, {"CPU": 8.0}, {}, num_nodes=2)
 
@@ -312,9 +332,9 @@ REFUSALS: dict[str, tuple[dict[str, float], dict[str, Any], str]] = {
     "least of a range": ({"CPU": 192, "GPU": 8}, {"num_workers": "9:12"}, "needs 9 GPUs"),
     "workers": (
         {"CPU": 8},
-        {"num_workers": "71"},
-        "71 workers of 0.1 CPUs and Ray Data with 1 need 8.1 CPUs, and the cluster has 8. "
-        "Give --num-workers 70 at most.",
+        {"num_workers": "57"},
+        "57 workers of 0.125 CPUs and Ray Data with 1 need 8.125 CPUs, and the cluster has 8. "
+        "Give --num-workers 56 at most.",
     ),
     "workers of a size": (
         {"CPU": 8},
@@ -343,7 +363,7 @@ def test_workers_that_do_not_fit_are_refused_with_the_number_that_does(monkeypat
     assert sentence in str(refused.value)
 
 
-@pytest.mark.parametrize("num_workers", ["3", "9", "30", "70"])
+@pytest.mark.parametrize("num_workers", ["3", "9", "30", "56"])
 def test_the_number_that_is_said_to_fit_is_accepted(monkeypatch, num_workers):
     has(monkeypatch, {"CPU": 8}, {})
 

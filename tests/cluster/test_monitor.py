@@ -65,8 +65,16 @@ def test_a_new_start_knows_nothing_of_the_workers_before_it() -> None:
     failures = monitor.begin_start()
 
     assert len(failures) == 1
-    assert monitor.begin_start() == []
     assert monitor.silences() == []
+
+
+def test_a_start_that_failed_before_there_were_workers_counts_too() -> None:
+    monitor = Monitor()
+    assert monitor.begin_start() == []
+
+    [failure] = monitor.begin_start()
+
+    assert failure == Failure(Cause.LOST, 0, "the workers could not be started")
 
 
 def test_the_error_that_ends_a_run_is_kept_for_the_driver() -> None:

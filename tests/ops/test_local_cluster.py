@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,3 +19,36 @@ def test_what_other_commands_find_stays_as_it_was(monkeypatch, tmp_path: Path, b
         note.write_text("127.0.0.1:1234")
 
     assert (note.read_text() if note.exists() else None) == before
+
+
+WHERE = """
+import sys
+import ray
+import nanoray.cluster.connection as connection
+from nanoray.cluster.group import on_this_node
+from nanoray.cluster.monitor import find_monitor, start_monitor
+from nanoray.data.blocks import Layout
+from nanoray.data.feed import start_pacer
+from nanoray.ops.local_cluster import LocalCluster
+
+cluster = LocalCluster(3, 1)
+connection.connect(cluster.address)
+nodes = {node["NodeID"]: node for node in ray.nodes()}
+for start in range(3):
+    pacer = start_pacer(Layout(8, 4), 2, 1)
+    found = [ray.get(start_monitor("runs/r", str(start), on_this_node()).node.remote())]
+    where = lambda actor: ray.get_runtime_context().get_node_id()
+    found.append(ray.get(pacer.__ray_call__.remote(where)))
+    print(*("node:__internal_head__" in nodes[node]["Resources"] for node in found))
+cluster.stop()
+"""
+
+
+@pytest.mark.cluster
+def test_what_a_run_depends_on_is_on_the_node_of_its_driver():
+    done = subprocess.run(
+        [sys.executable, "-c", WHERE], capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True"] * 6
