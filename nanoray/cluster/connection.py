@@ -12,12 +12,10 @@ from typing import Any
 
 import psutil
 import ray
-from ray._private import ray_logging, services
+from ray._private import services
 
 from nanoray.config import InputError, RunConfig, worker_range
 from nanoray.data.feed import STREAM_CPUS
-
-logger = logging.getLogger(__name__)
 
 LOCAL_OBJECT_STORE_BYTES = 2**30
 """Blocks under way need a few megabytes; Ray would take a third of the memory."""
@@ -29,7 +27,6 @@ SMALL_MACHINE = {
 }
 """Settings for starting Ray on a machine with few CPUs."""
 CONNECT_TIMEOUT_SECONDS = 10
-MESSAGE_CHARS = 200
 LEAST_CPUS_PER_WORKER = 0.125
 GPU_WORKER_CPUS = 8.0
 
@@ -70,12 +67,10 @@ def connect(address: str | None = None) -> None:
             dashboard_host="127.0.0.1",
             **quiet,
         )
-        shorten_messages()
         return
     check_answers(address)
     try:
         ray.init(address=address, **quiet)
-        shorten_messages()
     except ray.exceptions.AuthenticationError as error:
         raise _token_refused(address) from error
     except ConnectionError as error:
@@ -83,19 +78,6 @@ def connect(address: str | None = None) -> None:
         if "AuthenticationError" in str(error.__cause__):
             raise _token_refused(address) from error
         raise _no_answer(address) from error
-
-
-def shorten_messages() -> None:
-    """Log only the first line of what Ray prints about lost nodes: it adds pages of its state."""
-    ray_logging.global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
-    ray_logging.global_worker_stdstream_dispatcher.add_handler("nanoray", log_first_line)
-
-
-def log_first_line(message: dict[str, Any]) -> None:  # Any: JSON
-    """Log the beginning of a message of Ray's daemons."""
-    lines = [line for line in message.get("lines", []) if line.strip()]
-    if lines:
-        logger.warning("Ray says: %s", lines[0].strip().splitlines()[0][:MESSAGE_CHARS])
 
 
 def check_answers(address: str) -> None:
