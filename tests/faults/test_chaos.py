@@ -20,7 +20,8 @@ def harmed(storage: Path, *flags: object) -> list[dict[str, Any]]:
     command = ("--storage", storage, "--nodes", 3, "--json", *flags)
     code, output = run_job("chaos.py", *command, timeout=3600)
     assert code == 0, output
-    trials: list[dict[str, Any]] = json.loads(output.splitlines()[-1])
+    [result] = [line for line in output.splitlines() if line.startswith("[{")]
+    trials: list[dict[str, Any]] = json.loads(result)
     return trials
 
 
