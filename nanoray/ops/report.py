@@ -2,11 +2,14 @@
 
 import io
 import json
+import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.table import Table
 
 from nanoray.cluster import connection
@@ -19,6 +22,8 @@ from nanoray.report import ReportFacts, read_facts, write_report
 from nanoray.stages.pretrain_worker import STAGE
 from nanoray.storage import RunFolder, StageFolder
 from nanoray.train.rollback import read_rollbacks
+
+WATCH_SECONDS = 2.0
 
 TOLD = {
     "train/loss": "loss, nats per token",
@@ -41,6 +46,12 @@ class ReportConfig:
     """Folder or address (s3://, gs://, ...) in which the run is; by default ./runs."""
     json: bool = False
     """Print JSON only."""
+    watch: bool = False
+    """Show the tables anew every few seconds, until the run ends or Ctrl-C."""
+
+    def __post_init__(self) -> None:
+        if self.watch and self.json:
+            raise InputError("--watch shows tables, and --json prints none. Give one of them.")
 
 
 def report(config: ReportConfig) -> str:
@@ -54,9 +65,21 @@ def report(config: ReportConfig) -> str:
     folder = RunFolder(storage, run).stage(stage or STAGE)
     if folder.read_config() is None:
         raise InputError(f"{folder} holds no run. Give the name of one, and its --storage.")
+    if config.watch:
+        watch(folder)
     facts = summary_of(folder)
     write_report(folder, read_facts(folder) or unfinished(folder, facts))
     return json.dumps(facts, indent=1) if config.json else as_table(folder, facts)
+
+
+def watch(folder: StageFolder) -> None:
+    """Show how a run gets on, until its job has ended."""
+    with Live(auto_refresh=False) as live:
+        while True:
+            live.update(Group(*tables(folder, summary_of(folder))), refresh=True)
+            if [event["event"] for event in read_events(folder)[-1:]] == ["stop"]:
+                return
+            time.sleep(WATCH_SECONDS)
 
 
 def summary_of(folder: StageFolder) -> dict[str, Any]:  # Any: JSON
@@ -74,6 +97,7 @@ def summary_of(folder: StageFolder) -> dict[str, Any]:  # Any: JSON
         "values": {name: newest[name] for name in TOLD if name in newest},
         "groups": sum(event["event"] == "begin" for event in events),
         "failures": failure_history(events).failures,
+        "causes": dict(Counter(e["cause"] for e in events if e["event"] == "failure")),
         "rollbacks": [rollback.to_json() for rollback in read_rollbacks(folder)],
         "seconds": account.seconds,
         "wall_seconds": account.total,
@@ -101,6 +125,9 @@ def lines_of(facts: dict[str, Any]) -> dict[str, str]:  # Any: JSON
         "tokens": f"{facts['tokens']:,}",
         **values,
         "starts of the workers": f"{facts['groups']}, after {facts['failures']} failures",
+        "failures told by the workers": ", ".join(
+            f"{cause}: {count}" for cause, count in facts["causes"].items()
+        ),
         "rollbacks": f"{len(facts['rollbacks'])}",
         "goodput": "unknown" if goodput is None else f"{100 * goodput:.1f} %",
     }
@@ -108,8 +135,17 @@ def lines_of(facts: dict[str, Any]) -> dict[str, str]:  # Any: JSON
 
 def as_table(folder: StageFolder, facts: dict[str, Any]) -> str:  # Any: JSON
     """Write summary and account for a terminal."""
+    text = io.StringIO()
+    Console(file=text, width=100).print(*tables(folder, facts))
+    return f"{text.getvalue()}\nreport: {folder}/report.html"
+
+
+def tables(folder: StageFolder, facts: dict[str, Any]) -> tuple[Table, Table]:  # Any: JSON
+    """Give summary and account."""
     summary = Table(title=f"{folder.run.run} / {folder.name}", show_header=False)
     for label, value in lines_of(facts).items():
+        if not value:
+            continue
         summary.add_row(label, value)
     account = Table("where the time went", "share", "time")
     for name, seconds in facts["seconds"].items():
@@ -117,7 +153,4 @@ def as_table(folder: StageFolder, facts: dict[str, Any]) -> str:  # Any: JSON
         account.add_row(CATEGORIES[name], share, duration(seconds))
     account.add_section()
     account.add_row("all", "100 %", duration(facts["wall_seconds"]))
-    text = io.StringIO()
-    console = Console(file=text, width=100)
-    console.print(summary, account)
-    return f"{text.getvalue()}\nreport: {folder}/report.html"
+    return summary, account

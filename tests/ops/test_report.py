@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,28 @@ def test_a_report_written_anew_keeps_what_only_the_run_knew(trained):
     page = Path(trained.path("report.html")).read_text()
     assert all(part in page for part in ("sha256 0123", "64 x depth", "upon a time"))
     assert "secret" not in Path(trained.path("report.json")).read_text()
+
+
+def test_a_run_is_watched_until_its_job_has_ended(trained, monkeypatch, capsys):
+    append_event(trained, "start")
+    monkeypatch.setattr("nanoray.ops.report.WATCH_SECONDS", 0.1)
+
+    def end() -> None:
+        append_event(trained, "failure", cause="hang", rank=1, again=True)
+        append_event(trained, "stop", why="done")
+
+    timer = threading.Timer(1.0, end)
+    timer.start()
+    text = report(config_of(trained, watch=True))
+    timer.join()
+
+    assert "hang: 1" in text
+    assert "tiny / pretrain" in capsys.readouterr().out
+
+
+def test_tables_and_json_at_once_are_refused(trained):
+    with pytest.raises(InputError, match="Give one of them"):
+        config_of(trained, watch=True, json=True)
 
 
 def test_a_run_that_has_made_no_step_has_a_report_too(tmp_path):
