@@ -1,6 +1,7 @@
 """Pretraining as a user starts it: what it leaves behind, and what it says to wrong input."""
 
 import json
+import logging
 import re
 import runpy
 from collections.abc import Iterator
@@ -129,10 +130,20 @@ def ray_connection(ray_cluster: Cluster) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """Undo what a job that runs in this process sets for its own."""
+    ours, root = logging.getLogger("nanoray"), logging.getLogger()
+    level, handlers = ours.level, root.handlers[:]
+    yield
+    ours.setLevel(level)
+    root.handlers[:] = handlers
+
+
 @pytest.mark.cluster
+@pytest.mark.usefixtures("ray_connection", "logging_as_before")
 @pytest.mark.parametrize("case", list(BAD_INPUT))
 def test_wrong_input_gets_one_sentence_and_leaves_nothing(
-    ray_connection: None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nanoray.cluster.connection import Resources
+from nanoray.config import to_json
 from nanoray.data.batches import Share, StepRows, step_rows
 from nanoray.data.blocks import Layout, layout_for, plain_blocks
 from nanoray.data.manifest import make_manifest
@@ -69,6 +70,7 @@ def steps_from(job: PretrainJob, step: int) -> Iterator[StepRows]:
 
 def work(job: PretrainJob, start_step: int = 0) -> dict[str, Any]:
     """Do what a group of one worker does from a step on."""
+    job.folder.write_config(to_json(job.config))
     attempt = job.folder.run.begin_attempt("pretrain", start_step)
     return run_worker(
         job, WORLD, steps_from(job, start_step), attempt=attempt, start_step=start_step
