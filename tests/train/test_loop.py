@@ -112,6 +112,7 @@ def test_every_step_says_what_is_promised(plan, tmp_path):
         "train/lr_multiplier",
         "train/tokens_per_second",
         "train/mfu",
+        "train/peak_flops",
         "train/step_seconds",
         "train/data_wait_seconds",
         "data/position",
