@@ -3,7 +3,7 @@
 import random
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,9 +41,12 @@ def target_of(cluster: LocalCluster, storage: Path, run: str) -> Target:
     return Target(job, folder, random.Random(0), outage_seconds=1.0, cluster=cluster)
 
 
-def wait_for(target: Target, is_so: Callable[[], bool]) -> None:
+def wait_for_workers(target: Target, count: int, step: int = 0) -> None:
+    """Wait until so many workers train, and the run has made a step."""
     deadline = time.monotonic() + WAIT_SECONDS
-    while not (target.is_training() and is_so()):
+    while not (target.is_training() and len(target.ranks) == count) or (
+        target.job.newest_step() < step
+    ):
         assert target.job.code is None, target.job.last_lines()
         assert time.monotonic() < deadline, target.job.last_lines()
         time.sleep(0.2)
@@ -58,13 +61,13 @@ def test_four_workers_become_two_three_and_four_again(cluster: LocalCluster, tmp
     resized = target_of(cluster, tmp_path, "resized")
     resized.job.start()
 
-    wait_for(resized, lambda: len(resized.ranks) == 4 and resized.job.newest_step() >= 8)
+    wait_for_workers(resized, 4, step=8)
     for left in (3, 2):
         kill_node(resized)
-        wait_for(resized, lambda left=left: len(resized.ranks) == left)
+        wait_for_workers(resized, left)
     for joined in (3, 4):
         cluster.add_node()
-        wait_for(resized, lambda joined=joined: len(resized.ranks) == joined)
+        wait_for_workers(resized, joined)
     resized.job.wait()
 
     assert resized.job.code == 0, resized.job.last_lines()
