@@ -1,5 +1,6 @@
 """What tests of several folders need: a small Ray cluster, and a disk that is easily full."""
 
+import logging
 import os
 import subprocess
 from collections.abc import Iterator
@@ -28,3 +29,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs the right to mount")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """Undo what a job that runs in this process sets for its own."""
+    ours, root = logging.getLogger("nanoray"), logging.getLogger()
+    level, handlers = ours.level, root.handlers[:]
+    yield
+    ours.setLevel(level)
+    root.handlers[:] = handlers

@@ -48,7 +48,7 @@ class ChaosConfig:
     per_run: int = 0
     """So many faults, drawn at random, in one run per seed; by default each in runs of its own."""
     pretrain: str = SMALL_RUN
-    """Flags of jobs/pretrain.py, in one string; by default a run of 240 steps of milliseconds."""
+    """Flags of jobs/pretrain.py, as in --pretrain="--depth 4"; by default 240 short steps."""
     storage: str | None = None
     """Where the runs are kept; by default ./chaos."""
     nodes: int | None = None

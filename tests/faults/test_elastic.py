@@ -1,4 +1,4 @@
-"""Nodes are lost and join while a run trains: the same data in the same steps, and no step twice."""
+"""Nodes are lost and join while a run trains: the same data in the same steps, none twice."""
 
 import random
 import shlex

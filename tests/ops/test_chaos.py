@@ -1,7 +1,7 @@
 import pytest
 
-from nanoray.config import InputError
-from nanoray.ops.chaos import ChaosConfig, as_table, plans
+from nanoray.config import InputError, run_job
+from nanoray.ops.chaos import ChaosConfig, as_table, chaos, plans
 from nanoray.ops.chaos_faults import FAULTS
 from nanoray.ops.chaos_trial import Injury, Plan, Trial
 
@@ -72,3 +72,14 @@ def test_the_table_has_a_row_for_each_fault_and_each_run():
     assert "node   │ 1     │ 1.5 s, at most 1.5 │ never" in table
     assert "exit code 1" in table
     assert "1 of 2 runs equal the undisturbed one bit for bit" in table
+
+
+@pytest.mark.usefixtures("logging_as_before")
+def test_the_flags_of_the_job_are_given_as_the_help_says(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["chaos.py", "--pretrain=--depth 1 --run mine"])
+
+    with pytest.raises(SystemExit) as ended:
+        run_job(ChaosConfig, chaos)
+
+    assert ended.value.code == 2
+    assert "--pretrain has --run, which is decided here" in capsys.readouterr().err

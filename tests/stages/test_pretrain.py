@@ -1,7 +1,6 @@
 """Pretraining as a user starts it: what it leaves behind, and what it says to wrong input."""
 
 import json
-import logging
 import re
 import runpy
 from collections.abc import Iterator
@@ -128,16 +127,6 @@ BAD_INPUT = {
 def ray_connection(ray_cluster: Cluster) -> Iterator[None]:
     with connected(ray_cluster):
         yield
-
-
-@pytest.fixture
-def logging_as_before() -> Iterator[None]:
-    """Undo what a job that runs in this process sets for its own."""
-    ours, root = logging.getLogger("nanoray"), logging.getLogger()
-    level, handlers = ours.level, root.handlers[:]
-    yield
-    ours.setLevel(level)
-    root.handlers[:] = handlers
 
 
 @pytest.mark.cluster
