@@ -34,6 +34,7 @@ from nanoray.config import InputError, RunFailedError
 from nanoray.data.feed import Actor
 from nanoray.progress import RunDisplay
 from nanoray.storage import RunFolder, is_local
+from nanoray.train.world import train_with_others
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class RayWorld:
     def __init__(self, monitor: Actor, pacer: Actor) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        train_with_others(self.world_size > 1)
         self.device = ray.train.torch.get_device()
         self.monitor, self.pacer = monitor, pacer
         self._pulse = Pulse(monitor, self.rank)

@@ -74,9 +74,33 @@ class Pending:
             self._work.wait()
 
 
+class ProcessGroupEndedError(RuntimeError):
+    """Others have ended the process group in which this rank was training."""
+
+
+_has_others = False
+
+
+def train_with_others(has_others: bool) -> None:
+    """Say whether this process is one of several ranks: then it never goes on without its group.
+
+    Ray Train ends the group under a worker that still trains, when another one has failed. Without
+    the group, sums over all ranks would silently be this rank's own.
+    """
+    global _has_others
+    _has_others = has_others
+
+
 def is_distributed() -> bool:
-    """Say whether torch's process group is there, be it of one rank."""
-    return dist.is_available() and dist.is_initialized()
+    """Say whether torch's process group is there, be it of one rank.
+
+    Raises:
+        ProcessGroupEndedError: it is not, and this process is one of several ranks.
+    """
+    there = dist.is_available() and dist.is_initialized()
+    if _has_others and not there:
+        raise ProcessGroupEndedError("the process group has been ended")
+    return there
 
 
 def _either(new: str, old: str) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from nanoray.cluster.recovery import (
 )
 from nanoray.config import InputError, StorageError
 from nanoray.train.rollback import DivergedError
+from nanoray.train.world import ProcessGroupEndedError, RoomForMoreError
 
 
 def ray_errors() -> dict[str, tuple[Exception, Cause]]:
@@ -52,6 +53,8 @@ def test_what_ray_says_of_a_worker_is_understood(name: str) -> None:
         (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), Cause.LOST),
         (torch.distributed.DistBackendError("NCCL communicator was aborted"), Cause.LOST),
         (ConnectionResetError("reset"), Cause.LOST),
+        (ProcessGroupEndedError("the process group has been ended"), Cause.LOST),
+        (RoomForMoreError("step 8 is saved"), Cause.GROWTH),
         (StorageError("runs could not be written for 1800 s"), Cause.OUTAGE),
         (OSError(28, "No space left on device"), Cause.STORAGE),
         (InputError("--depth 0 is too small"), Cause.INPUT),

@@ -9,11 +9,13 @@ import torch.distributed as dist
 
 from nanoray.train.world import (
     LocalWorld,
+    ProcessGroupEndedError,
     World,
     all_gather,
     all_reduce_sum,
     is_distributed,
     reduce_scatter_sum,
+    train_with_others,
 )
 
 Values = npt.NDArray[np.float64]
@@ -96,3 +98,23 @@ def test_a_local_world_is_one_process_that_nobody_takes_away():
 
     assert (world.rank, world.world_size, world.device.type) == (0, 1, "cpu")
     assert not leaving
+
+
+def go_on_alone(world: World) -> str:
+    """End the group as Ray Train does when another rank has failed, and go on."""
+    train_with_others(world.world_size > 1)
+    try:
+        dist.destroy_process_group()
+        all_reduce_sum(torch.ones(1))
+    except ProcessGroupEndedError as error:
+        return str(error)
+    finally:
+        train_with_others(False)
+        with tempfile.TemporaryDirectory() as folder:  # for whoever ends the group of this process
+            dist.init_process_group("gloo", init_method=f"file://{folder}/a", rank=0, world_size=1)
+    return "went on"
+
+
+def test_a_rank_of_several_does_not_go_on_when_its_group_was_ended(ranks):
+    assert ranks.run(go_on_alone, 2) == ["the process group has been ended"] * 2
+    assert ranks.run(go_on_alone, 1) == ["went on"]
