@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import ray
-from ray._private import services
+from ray._private import services, worker
 
 from nanoray.config import InputError, RunConfig, worker_range
 from nanoray.data.feed import STREAM_CPUS
@@ -27,6 +27,7 @@ SMALL_MACHINE = {
 }
 """Settings for starting Ray on a machine with few CPUs."""
 CONNECT_TIMEOUT_SECONDS = 10
+MESSAGE_CHARS = 200
 LEAST_CPUS_PER_WORKER = 0.125
 GPU_WORKER_CPUS = 8.0
 
@@ -48,6 +49,7 @@ def connect(address: str | None = None) -> None:
     """
     if ray.is_initialized():
         return
+    shorten_messages()
     # Ray Data tells of each execution; a run says itself what it does.
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {
@@ -78,6 +80,18 @@ def connect(address: str | None = None) -> None:
         if "AuthenticationError" in str(error.__cause__):
             raise _token_refused(address) from error
         raise _no_answer(address) from error
+
+
+def shorten_messages() -> None:
+    """Let Ray print only the first line of what it says of lost nodes: pages of state follow it."""
+    whole: Any = worker.print_to_stdstream  # Any: not public
+
+    def print_first_lines(data: dict[str, Any], ignore_prefix: bool) -> None:
+        lines = [next(iter(str(text).splitlines()), "")[:MESSAGE_CHARS] for text in data["lines"]]
+        whole({**data, "lines": lines}, ignore_prefix)
+
+    if whole.__name__ != print_first_lines.__name__:
+        worker.print_to_stdstream = print_first_lines
 
 
 def check_answers(address: str) -> None:

@@ -20,6 +20,7 @@ from nanoray.cluster.connection import (
     choose_resources,
     cluster_total,
     launch_folder,
+    shorten_messages,
     started_cluster,
 )
 from nanoray.cluster.connection import (
@@ -370,3 +371,19 @@ def test_the_number_that_is_said_to_fit_is_accepted(monkeypatch, num_workers):
     chosen = choose_resources(RunConfig(num_workers=num_workers))
 
     assert int(num_workers) * chosen.cpus_per_worker + 1 <= 8
+
+
+def test_ray_says_one_line_of_a_lost_node(monkeypatch):
+    printed: list[Any] = []
+    monkeypatch.setattr(
+        ray._private.worker, "print_to_stdstream", lambda *said: printed.append(said)
+    )
+
+    for _ in range(2):
+        shorten_messages()
+    said = {"lines": ["The node is dead.\n    [state-dump] much", "", "x" * 300], "is_err": False}
+    ray._private.worker.print_to_stdstream(said, ignore_prefix=False)
+
+    [(data, ignore_prefix)] = printed
+    assert data == {"lines": ["The node is dead.", "", "x" * 200], "is_err": False}
+    assert ignore_prefix is False
