@@ -44,7 +44,8 @@ PREEMPTION_CHECK_STEPS = 10
 WATCH_SECONDS = 1.0
 """Between two looks at the news: each costs the training on a small machine."""
 POLL_SECONDS = "0.5"
-"""How often Ray Train asks its workers whether they live."""
+"""How often Ray Train asks its workers whether they live; on CPUs its two seconds are kept, because
+there a question costs the training (docs/measurements.md)."""
 ELASTIC_START_SECONDS = "30"
 VERDICT_SECONDS = 30.0
 """How long Ray may take to give up a node that does not answer."""
@@ -136,7 +137,8 @@ def make_trainer(group: Group, folder: RunFolder, own: str, monitor: Actor) -> T
     """Tell Ray Train what to run; `own` names this start of the run."""
     resources = group.resources
     low, high = resources.num_workers
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
+    if resources.use_gpu:
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
     if low < high:  # after a node has died Ray asks for its workers once more: not for a minute
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", ELASTIC_START_SECONDS)
     # Any: Ray's stubs know no function with a result, no elastic group, no callback but Tune's.
