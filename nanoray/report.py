@@ -78,6 +78,8 @@ tr + tr > * { border-top: 1px solid var(--grid) }
 .tiles th, .tiles td { width: auto; padding: 0; border: 0 }
 .tiles th { font-size: .82rem }
 .tiles td { font-size: 1.2rem; font-weight: 600; line-height: 1.35 }
+.tiles .long { grid-column: span 2 }
+.tiles .long td { font-size: .87rem; font-weight: 500 }
 .plots { display: grid; gap: 14px;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 420px), 1fr)) }
 figure.card { margin: 0; padding: 14px 14px 8px; min-width: 0 }
@@ -93,6 +95,9 @@ blockquote b { color: var(--line) }
 footer { margin-top: 44px }
 @media print { figure, tr, blockquote { break-inside: avoid } }
 """
+LONGEST_IN_TILE = 40
+"""Characters."""
+
 PAGE_COLORS = {"page": ("#f6f7f9", "#12151a"), "card": ("#ffffff", "#1a1e25"), **COLORS}
 
 
@@ -224,12 +229,17 @@ def table(rows: dict[str, str], look: str = "card") -> str:
     The roles are spelled out because browsers forget them when CSS lays a table out as tiles.
     """
     cells = "\n".join(
-        f'<tr role="row"><th scope="row" role="rowheader">{shown(label)}</th>'
+        f'<tr role="row"{long_row(value)}><th scope="row" role="rowheader">{shown(label)}</th>'
         f'<td role="cell">{shown(value)}</td></tr>'
         for label, value in rows.items()
     )
     whole = f'<table role="table"><tbody role="rowgroup">\n{cells}\n</tbody></table>'
     return f'<div class="{look}">{whole}</div>' if rows else ""
+
+
+def long_row(value: str) -> str:
+    """Give the class of a row whose value is too long for the large type of a tile."""
+    return ' class="long"' if len(value) > LONGEST_IN_TILE else ""
 
 
 def without_secrets(text: str) -> str:

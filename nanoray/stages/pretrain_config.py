@@ -79,7 +79,7 @@ class PretrainConfig(RunConfig):
     final_lr_fraction: float = identity(0.0)
     """Learning rate at the end, as a fraction of the highest."""
     validate_every: int | None = None
-    """Steps between validations; by default ten in a run, and at least one every 250 steps."""
+    """Steps between validations; by default four in a run, and at least one every 250 steps."""
     validation_tokens: int | None = None
     """Tokens of the validation part that are used; by default 10,485,760, and 131,072 on CPUs."""
     eager: bool = False
@@ -176,7 +176,7 @@ def decide(config: PretrainConfig, *, on_gpu: bool, dtype: str) -> PretrainConfi
     steps = budget(c, model).num_steps
     return dataclasses.replace(
         c,
-        validate_every=c.validate_every or min(250, math.ceil(steps / 10)),
+        validate_every=c.validate_every or min(250, math.ceil(steps / 4)),
     )
 
 

@@ -48,7 +48,7 @@ def test_a_decided_config_stays_as_it_is_and_survives_json() -> None:
 def test_validations_follow_from_the_length_and_checkpoints_from_time() -> None:
     short, long = decided(num_steps=7), decided(num_steps=100_000)
 
-    assert (short.validate_every, long.validate_every) == (1, 250)
+    assert (short.validate_every, long.validate_every) == (2, 250)
     assert short.save_every is long.save_every is None  # train/save_interval.py decides
 
 
