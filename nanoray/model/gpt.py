@@ -7,9 +7,9 @@ autocast is not used, because what it does to norms depends on the torch version
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nanoray.config import InputError
 from nanoray.model.attention import blocks_are_faster, causal_attention, fastest_kernels
+from nanoray.model.kv_cache import CacheLayout, KVCache
 from nanoray.model.loss import (
     FusedCrossEntropy,
     SoftCap,
@@ -137,7 +138,7 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig, layer: int) -> None:
         super().__init__()
         D, E = config.model_dim, config.head_dim
-        self.config, self.window = config, config.window(layer)
+        self.config, self.layer, self.window = config, layer, config.window(layer)
         self.in_blocks = blocks_are_faster()
         self.query = Linear(D, config.num_heads * E)
         self.key = Linear(D, config.num_kv_heads * E)
@@ -146,16 +147,28 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Attend: (B, T, D) -> (B, T, D)."""
-        B, T, D = x.shape
-        E, scale = self.config.head_dim, self.config.qk_scale
-        q = norm(rotate(self.query(x).view(B, T, -1, E), cos, sin), self.config.norm_eps)
-        k = norm(rotate(self.key(x).view(B, T, -1, E), cos, sin), self.config.norm_eps)
+        q, k, v = self.project(x, cos, sin)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or K, T, E)
+        mixed = causal_attention(q, k, v, self.window, in_blocks=self.in_blocks)  # (B, H, T, E)
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def forward_cached(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache, layout: CacheLayout
+    ) -> Tensor:
+        """Attend to what is cached, and add these tokens to it: (N, D) -> (N, D)."""
+        q, k, v = self.project(x, cos, sin)  # (N, H or K, E)
+        cache.write(self.layer, layout.slots, k, v)
+        mixed = cache.attend(self.layer, q, layout, self.window)  # (N, H, E)
+        return self.output(mixed.flatten(1))
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Make queries, keys and values: (..., D) -> (..., H, E) and twice (..., K, E)."""
+        heads, scale = (-1, self.config.head_dim), self.config.qk_scale
+        q = norm(rotate(self.query(x).unflatten(-1, heads), cos, sin), self.config.norm_eps)
+        k = norm(rotate(self.key(x).unflatten(-1, heads), cos, sin), self.config.norm_eps)
         if scale != 1:
             q, k = q * scale, k * scale
-        q, k = q.transpose(1, 2), k.transpose(1, 2)  # (B, H, T, E), (B, K, T, E)
-        v = self.value(x).view(B, T, -1, E).transpose(1, 2)  # (B, K, T, E)
-        mixed = causal_attention(q, k, v, self.window, in_blocks=self.in_blocks)  # (B, H, T, E)
-        return self.output(mixed.transpose(1, 2).reshape(B, T, D))
+        return q, k, self.value(x).unflatten(-1, heads)
 
 
 class MLP(nn.Module):
@@ -183,6 +196,13 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Add what this layer computes: (B, T, D) -> (B, T, D)."""
         x = x + self.attention(norm(x, self.norm_eps), cos, sin)
+        return x + self.mlp(norm(x, self.norm_eps))
+
+    def forward_cached(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache, layout: CacheLayout
+    ) -> Tensor:
+        """Do the same for tokens whose past is cached: (N, D) -> (N, D)."""
+        x = x + self.attention.forward_cached(norm(x, self.norm_eps), cos, sin, cache, layout)
         return x + self.mlp(norm(x, self.norm_eps))
 
 
@@ -253,6 +273,15 @@ class GPT(nn.Module):
         x = norm(embedded.to(self.compute_dtype), self.config.norm_eps)  # (B, T, D)
         for block in self.blocks:
             x = block(x, cos, sin)
+        return norm(x, self.config.norm_eps)
+
+    def hidden_cached(self, ids: Tensor, cache: KVCache, layout: CacheLayout) -> Tensor:
+        """Do what `hidden` does for tokens, (N,) ids, whose past is cached: -> (N, D)."""
+        cos = self.cos[layout.positions].to(self.compute_dtype)  # (N, 1, E/2)
+        sin = self.sin[layout.positions].to(self.compute_dtype)
+        x = norm(self.embedding(ids).to(self.compute_dtype), self.config.norm_eps)  # (N, D)
+        for block in cast("Iterable[Block]", self.blocks):
+            x = block.forward_cached(x, cos, sin, cache, layout)
         return norm(x, self.config.norm_eps)
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Requests to tokens: sequences, cache blocks, scheduling, sampling and tools, without Ray."""

@@ -1,0 +1,159 @@
+"""The calculator a model may use: text of an expression in, text of its value out, or nothing.
+
+It walks the syntax tree, so nothing is ever evaluated that is not written below, and it works in
+any thread. The language is that of nanochat's calculator, which calls `eval` on filtered text:
+arithmetic of + - * / // with parentheses, and methods of string literals that end in `.count(...)`.
+It gives the same text for each of them, with one difference: commas are thousands separators and
+are dropped, but inside a string literal they are text and stay.
+"""
+
+import ast
+import operator
+import string
+from collections.abc import Callable
+from typing import Any
+
+MAX_CHARS = 500
+MAX_DIGITS = 100
+MAX_DEPTH = 50
+MAX_STRING_CHARS = 10_000
+"""Four limits that bound the time: without powers, a number has no more digits than its expression,
+and the longest string that a method may make is counted in microseconds."""
+
+ARITHMETIC_CHARS = frozenset("0123456789*+-/.() ")
+STRING_CHARS = frozenset(string.ascii_letters + string.digits + "'\"()._ ")
+FORBIDDEN_WORDS = (
+    *("__", "import", "exec", "eval", "compile", "open", "file", "input", "raw_input", "globals"),
+    *("locals", "vars", "dir", "getattr", "setattr", "delattr", "hasattr"),
+)
+"""Text that nanochat refuses wherever it stands, in "direct" and "profile" too: a model that was
+trained with one of the two calculators must find the same language in the other."""
+
+Value = Any  # Any: a number, a string, or what their methods give
+
+BINARY: dict[type[ast.operator], Callable[[Value, Value], Value]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+}
+UNARY: dict[type[ast.unaryop], Callable[[Value], Value]] = {
+    ast.UAdd: operator.pos,
+    ast.USub: operator.neg,
+}
+STRING_METHODS = frozenset(
+    (
+        *("count", "find", "rfind", "index", "rindex", "startswith", "endswith"),
+        *("lower", "upper", "title", "capitalize", "swapcase", "casefold"),
+        *("strip", "lstrip", "rstrip", "removeprefix", "removesuffix"),
+        *("split", "rsplit", "splitlines", "partition", "rpartition"),
+        *("isalpha", "isdigit", "isalnum", "isupper", "islower", "isspace", "istitle"),
+    )
+)
+"""Methods whose result is about as long as their string, or a number."""
+SEQUENCE_METHODS = frozenset(("count", "index"))
+"""Of what `split` gives."""
+PADDING_METHODS = frozenset(("ljust", "rjust", "center", "zfill"))
+
+
+class RefusedError(Exception):
+    """The expression is outside of the language, or beyond a limit."""
+
+
+def calculate(expression: str) -> str | None:
+    """Give the value of an expression as text; None where the calculator has no answer."""
+    if len(expression) > MAX_CHARS:
+        return None
+    text = drop_separators(expression)
+    if not is_in_language(text):
+        return None
+    try:
+        tree = ast.parse(text.lstrip(" "), mode="eval")
+        value = evaluate(tree.body, 0)
+    except (RefusedError, SyntaxError, ArithmeticError, TypeError, ValueError, AttributeError):
+        return None
+    except (MemoryError, RecursionError):  # the parser, of what is nested too deeply
+        return None
+    return None if value is None else str(value)
+
+
+def drop_separators(expression: str) -> str:
+    """Remove the commas that stand outside of string literals."""
+    kept, quote = [], ""
+    for char in expression:
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"":
+            quote = char
+        elif char == ",":
+            continue
+        kept.append(char)
+    return "".join(kept)
+
+
+def is_in_language(text: str) -> bool:
+    """Decide by characters and words alone, as nanochat does, before anything is parsed."""
+    if set(text) <= ARITHMETIC_CHARS:
+        return "**" not in text
+    lowered = text.lower()
+    return (
+        set(text) <= STRING_CHARS | {","}  # those that are left stand in literals
+        and not any(word in lowered for word in FORBIDDEN_WORDS)
+        and ".count(" in text
+    )
+
+
+def evaluate(node: ast.expr, depth: int) -> Value:
+    """Compute the value of a syntax tree.
+
+    A chain such as 1+2+3 leans to the left, as deep as it is long; it is walked in a loop, so that
+    only nesting counts as depth.
+    """
+    if depth > MAX_DEPTH:
+        raise RefusedError(node)
+    pending: list[tuple[Callable[[Value, Value], Value], ast.expr]] = []
+    while isinstance(node, ast.BinOp):
+        if type(node.op) not in BINARY:
+            raise RefusedError(node)
+        pending.append((BINARY[type(node.op)], node.right))
+        node = node.left
+    value = evaluate_operand(node, depth + 1)
+    for apply, right in reversed(pending):
+        value = apply(value, evaluate(right, depth + 1))
+    return value
+
+
+def evaluate_operand(node: ast.expr, depth: int) -> Value:
+    """Compute what stands between operators."""
+    match node:
+        case ast.Constant(value=int() | float() | str() as constant):
+            if isinstance(constant, int) and abs(constant) >= 10**MAX_DIGITS:
+                raise RefusedError(node)
+            return constant
+        case ast.Constant(value=value) if value is ...:
+            return value
+        case ast.Tuple(elts=[]):
+            return ()
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in UNARY:
+            return UNARY[type(op)](evaluate(operand, depth))
+        case ast.Call(func=ast.Attribute(value=owner, attr=method), args=args, keywords=[]):
+            return call(evaluate(owner, depth), method, [evaluate(arg, depth) for arg in args])
+    raise RefusedError(node)
+
+
+def call(owner: Value, method: str, arguments: list[Value]) -> Value:
+    """Call a method, of those whose result is bounded."""
+    if isinstance(owner, list | tuple) and method in SEQUENCE_METHODS:
+        return getattr(owner, method)(*arguments)
+    if not isinstance(owner, str) or len(owner) > MAX_STRING_CHARS:
+        raise RefusedError(method)
+    if method in PADDING_METHODS:
+        if any(isinstance(width, int) and width > MAX_STRING_CHARS for width in arguments):
+            raise RefusedError(method)
+    elif method == "join":
+        if any(len(owner) * len(pieces) > MAX_STRING_CHARS for pieces in map(list, arguments)):
+            raise RefusedError(method)
+    elif method not in STRING_METHODS:
+        raise RefusedError(method)
+    return getattr(owner, method)(*arguments)
