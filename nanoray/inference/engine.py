@@ -93,6 +93,10 @@ class Engine:
         """Whether `step` has something to do."""
         return bool(self._requests)
 
+    def is_open(self, request: int) -> bool:
+        """Whether a request will have more tokens."""
+        return request in self._requests
+
     def add(self, prompt: list[int], params: SamplingParams) -> int:
         """Let a prompt be continued from the next step on; gives the request's number.
 

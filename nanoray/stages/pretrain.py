@@ -36,14 +36,10 @@ from nanoray.stages.pretrain_config import (
     rows_per_step,
 )
 from nanoray.stages.pretrain_worker import STAGE, PretrainJob, validation_rows
-from nanoray.stages.tokenizer import (
-    bytes_per_token,
-    learn_tokenizer,
-    load_tokenizer,
-    save_tokenizer,
-)
+from nanoray.stages.tokenizer import bytes_per_token, learn_tokenizer
 from nanoray.storage import RunFolder, StageFolder, read_json, write_json
 from nanoray.text.tokenizer import Tokenizer
+from nanoray.text.tokenizer_file import load_tokenizer, save_tokenizer
 from nanoray.train.checkpoint_files import committed_steps, step_name
 from nanoray.train.device import training_dtype
 

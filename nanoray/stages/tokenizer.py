@@ -10,9 +10,9 @@ from nanoray.data.datasets import resolve_data
 from nanoray.data.manifest import Manifest, make_manifest
 from nanoray.data.plan import first_units, read_documents, split_units
 from nanoray.data.word_counts import count_words
-from nanoray.storage import open_location, read_json, write_json
 from nanoray.text.bpe import learn_merges
 from nanoray.text.tokenizer import SMALLEST_VOCABULARY, SPLIT_PATTERN, Tokenizer
+from nanoray.text.tokenizer_file import save_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -87,22 +87,3 @@ def bytes_per_token(tokenizer: Tokenizer, manifest: Manifest) -> float:
     documents = read_documents(manifest, validation[0])[:SAMPLE_DOCUMENTS]
     num_tokens = sum(len(tokenizer.encode_array(text)) for text in documents)
     return sum(len(text.encode()) for text in documents) / max(1, num_tokens)
-
-
-def save_tokenizer(tokenizer: Tokenizer, address: str) -> None:
-    """Write a tokenizer as JSON."""
-    fs, path = open_location(address)
-    write_json(fs, path, tokenizer.to_json())
-
-
-def load_tokenizer(address: str) -> Tokenizer:
-    """Read a tokenizer.
-
-    Raises:
-        InputError: no such file, or no whole tokenizer in it.
-    """
-    fs, path = open_location(address)
-    saved = read_json(fs, path)
-    if saved is None:
-        raise InputError(f"--tokenizer {address} does not exist. Train one with jobs/tokenizer.py.")
-    return Tokenizer.from_json(saved, address)

@@ -5,6 +5,7 @@ import json
 import logging
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -85,8 +86,10 @@ def read_state(folder: StageFolder, step: int) -> dict[str, Any]:  # Any: JSON
     return read_json(folder.fs, folder.path("checkpoints", step_name(step), "state.json")) or {}
 
 
-def find_damage(fs: AbstractFileSystem, path: str) -> str | None:
-    """Verify a committed step; gives what is wrong with it, or None."""
+def find_damage(
+    fs: AbstractFileSystem, path: str, names: Sequence[str] | None = None
+) -> str | None:
+    """Verify a committed step, or some files of it; gives what is wrong with it, or None."""
     try:
         manifest = read_json(fs, f"{path}/manifest.json")
     except StorageError:
@@ -98,7 +101,12 @@ def find_damage(fs: AbstractFileSystem, path: str) -> str | None:
         isinstance(facts, dict) and {"bytes", "sha256"} <= facts.keys() for facts in files.values()
     ):
         return "manifest.json does not list its files"
+    missing = [name for name in names or () if name not in files]
+    if missing:
+        return f"manifest.json does not list {missing[0]}"
     for name, expected in files.items():
+        if names is not None and name not in names:
+            continue
         try:
             found = describe_file(fs, f"{path}/{name}")
         except OSError as error:

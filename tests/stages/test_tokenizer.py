@@ -10,10 +10,9 @@ from nanoray.data.plan import read_documents, split_units
 from nanoray.stages.tokenizer import (
     TokenizerConfig,
     bytes_per_token,
-    load_tokenizer,
-    save_tokenizer,
 )
 from nanoray.text.tokenizer import Tokenizer
+from nanoray.text.tokenizer_file import load_tokenizer
 from tests.running import Cluster, run_job, small_corpus, start_cluster
 
 
@@ -72,16 +71,6 @@ def test_compression_is_measured_on_held_out_text(tmp_path: Path) -> None:
 
     assert text
     assert raw == 1.0  # without merges each byte is a token
-
-
-def test_a_saved_tokenizer_comes_back_and_a_missing_one_is_named(tmp_path: Path) -> None:
-    tokenizer, file = Tokenizer([(104, 105)]), str(tmp_path / "new" / "tokenizer.json")
-
-    save_tokenizer(tokenizer, file)
-
-    assert load_tokenizer(file).hash == tokenizer.hash
-    with pytest.raises(InputError, match=r"nowhere\.json does not exist"):
-        load_tokenizer(str(tmp_path / "nowhere.json"))
 
 
 @pytest.mark.parametrize(

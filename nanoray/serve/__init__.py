@@ -1,0 +1,1 @@
+"""A model behind an OpenAI API and a chat page, on Ray Serve."""

@@ -1,0 +1,130 @@
+"""`RUN[/stage][@step]`: how a checkpoint is named on every command line, and how it is loaded."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from nanoray.config import InputError
+from nanoray.model.gpt import GPT, GPTConfig
+from nanoray.storage import RunFolder, StageFolder
+from nanoray.text.tokenizer import Tokenizer
+from nanoray.text.tokenizer_file import load_tokenizer
+from nanoray.train.checkpoint_files import (
+    LocalFiles,
+    committed_steps,
+    find_damage,
+    read_state,
+    step_name,
+)
+
+STAGES = ("pretrain", "midtrain", "sft", "rl")
+"""In the order in which a run goes through them."""
+NEEDED_FILES = ("model.safetensors", "state.json")
+"""Without the optimizer's, which are larger than all else."""
+PATTERN = re.compile(r"(?P<run>[^/@]+)(/(?P<stage>[^/@]+))?(@(?P<step>\d+))?")
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """One committed step of a stage, whose weights are whole."""
+
+    folder: StageFolder
+    step: int
+
+    @property
+    def name(self) -> str:
+        """The full name: RUN/stage@step."""
+        return f"{self.folder.run.run}/{self.folder.name}@{self.step}"
+
+    def tokenizer(self) -> Tokenizer:
+        """Read the tokenizer of the run.
+
+        Raises:
+            InputError: it is not the one that the weights were trained with.
+        """
+        tokenizer = load_tokenizer(self.folder.run.tokenizer_address)
+        trained = read_state(self.folder, self.step)["tokenizer_hash"]
+        if tokenizer.hash != trained:
+            raise InputError(
+                f"{self.folder.run.tokenizer_address} has the hash {tokenizer.hash[:16]}, and "
+                f"{self.name} was trained with {trained[:16]}. Restore the run's tokenizer."
+            )
+        return tokenizer
+
+    def config(self) -> GPTConfig:
+        """Read shape and numerics of the model."""
+        return GPTConfig(**read_state(self.folder, self.step)["model"])
+
+    def weights(self) -> dict[str, Tensor]:
+        """Read all weights, as they were saved."""
+        path = self.folder.path("checkpoints", step_name(self.step))
+        with LocalFiles(self.folder.fs, path) as files:
+            return load_file(files.path("model.safetensors"))
+
+    def load(self, compute_dtype: torch.dtype, device: torch.device) -> GPT:
+        """Build the model with its weights, on a device."""
+        model = GPT(self.config(), compute_dtype)
+        model.load_state_dict(self.weights())
+        return model.to(device)
+
+
+def find_model(storage: str, name: str) -> SavedModel:
+    """Find the checkpoint of a name.
+
+    Without a stage it is of the latest stage that is finished, or else has a checkpoint; without a
+    step, the newest one whose weights are whole.
+
+    Raises:
+        InputError: no such run, stage or step, or a damaged one.
+    """
+    match = PATTERN.fullmatch(name)
+    if match is None:
+        raise InputError(f"{name!r} names no checkpoint. Write RUN, RUN/stage or RUN/stage@step.")
+    run = RunFolder(storage, match["run"])
+    stage = run.stage(match["stage"] or latest_stage(run))
+    steps = committed_steps(stage)
+    if not steps:
+        raise InputError(
+            f"{stage} has no checkpoint. Name a run of {storage} that has saved one, or another "
+            "--storage."
+        )
+    if match["step"] is None:
+        return newest_whole(stage, steps)
+    step = int(match["step"])
+    if step not in steps:
+        kept = ", ".join(map(str, steps))
+        raise InputError(f"{stage} has no checkpoint of step {step}. It has {kept}.")
+    damage = find_model_damage(stage, step)
+    if damage is not None:
+        raise InputError(f"{name} is damaged: {damage}. It has also {steps}; name another one.")
+    return SavedModel(stage, step)
+
+
+def latest_stage(run: RunFolder) -> str:
+    """Give the last stage that is finished, or else the last that has saved something."""
+    done = run.read_state().get("stages_done", [])
+    finished = [stage for stage in STAGES if stage in done]
+    begun = [stage for stage in STAGES if committed_steps(run.stage(stage))]
+    return [STAGES[0], *begun, *finished][-1]
+
+
+def newest_whole(stage: StageFolder, steps: list[int]) -> SavedModel:
+    """Give the newest step whose weights are whole; a damaged one is left for its run to move.
+
+    Raises:
+        InputError: all are damaged.
+    """
+    damage = None
+    for step in reversed(steps):
+        damage = find_model_damage(stage, step)
+        if damage is None:
+            return SavedModel(stage, step)
+    raise InputError(f"{stage} has no whole checkpoint of {steps}: {damage}.")
+
+
+def find_model_damage(stage: StageFolder, step: int) -> str | None:
+    """Say what is wrong with the weights of a step; None if nothing is."""
+    return find_damage(stage.fs, stage.path("checkpoints", step_name(step)), NEEDED_FILES)
