@@ -224,16 +224,18 @@ class GPT(nn.Module):
         cos, sin = rotary_angles(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-        self._layers: Callable[[Tensor], Tensor] = self.layers
         self._logits_grad, self._log_total = logits_grad, log_total
 
     def compile(self) -> None:
         """Compile what the loss is made of; the loop over chunks of logits stays Python.
 
-        The embedding stays out: compiled, its gradient is added up by threads in any order (torch
-        2.13), and no run could be repeated to the bit.
+        Each layer is compiled for itself, and all of them share the code, so that a start takes as
+        long for 34 layers as for one (docs/measurements.md). The embedding stays out: compiled, its
+        gradient is added up by threads in any order (torch 2.13), and no run could be repeated to
+        the bit.
         """
-        self._layers = torch.compile(self.layers, dynamic=False, fullgraph=True)
+        for block in self.blocks:
+            block.compile(dynamic=False, fullgraph=True)
         self._logits_grad = torch.compile(logits_grad, dynamic=False)
         self._log_total = torch.compile(log_total, dynamic=False)
 
@@ -295,7 +297,7 @@ class GPT(nn.Module):
     def loss_sum(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Sum the losses in nats of all targets, () fp32, for `backward`; both arguments (B, T)."""
         with fastest_kernels(inputs.device):
-            hidden = self._layers(self.embedding(inputs)).flatten(0, 1)  # (B*T, D)
+            hidden = self.hidden(inputs).flatten(0, 1)  # (B*T, D)
         fused: Callable[..., Tensor] = FusedCrossEntropy.apply
         return fused(
             hidden,
@@ -309,7 +311,7 @@ class GPT(nn.Module):
     def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Give each target's loss in nats, (B, T) fp32; 0 where the target is IGNORE_INDEX."""
         with fastest_kernels(inputs.device):
-            hidden = self._layers(self.embedding(inputs)).flatten(0, 1)  # (B*T, D)
+            hidden = self.hidden(inputs).flatten(0, 1)  # (B*T, D)
         chunk = chunk_tokens(self.unembedding.weight, hidden)
         losses = []
         for part, wanted in zip(hidden.split(chunk), targets.flatten().split(chunk), strict=True):

@@ -108,6 +108,12 @@ class Tokenizer:
         """Decode ids to the exact bytes, special tokens left out."""
         return b"".join(self._token_bytes[i] for i in ids if i < len(self._token_bytes))
 
+    def token_bytes(self, token: int) -> bytes:
+        """Give the bytes of one id; those of a special token are its name."""
+        if token < len(self._token_bytes):
+            return self._token_bytes[token]
+        return SPECIAL_TOKENS[token - len(self._token_bytes)].encode()
+
     @cached_property
     def token_lengths(self) -> npt.NDArray[np.int32]:
         """Raw bytes of each token, (V,); 0 for the special tokens."""
