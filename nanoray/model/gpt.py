@@ -206,6 +206,15 @@ class Block(nn.Module):
         return x + self.mlp(norm(x, self.norm_eps))
 
 
+RunBlock = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+
+
+def run_block(block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Call a layer; compiled, this one function serves every layer."""
+    computed: Tensor = block(x, cos, sin)
+    return computed
+
+
 class GPT(nn.Module):
     """A decoder-only transformer.
 
@@ -224,6 +233,7 @@ class GPT(nn.Module):
         cos, sin = rotary_angles(config)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+        self._run_block: RunBlock = run_block
         self._logits_grad, self._log_total = logits_grad, log_total
 
     def compile(self) -> None:
@@ -234,8 +244,7 @@ class GPT(nn.Module):
         gradient is added up by threads in any order (torch 2.13), and no run could be repeated to
         the bit.
         """
-        for block in self.blocks:
-            block.compile(dynamic=False, fullgraph=True)
+        self._run_block = torch.compile(run_block, dynamic=False, fullgraph=True)
         self._logits_grad = torch.compile(logits_grad, dynamic=False)
         self._log_total = torch.compile(log_total, dynamic=False)
 
@@ -265,16 +274,17 @@ class GPT(nn.Module):
 
     def hidden(self, ids: Tensor) -> Tensor:
         """Compute the normed residual stream after the last layer: (B, T) ids -> (B, T, D)."""
-        return self.layers(self.embedding(ids))
+        return self.layers(ids, run_block)
 
-    def layers(self, embedded: Tensor) -> Tensor:
-        """Do what `hidden` does from the embedded tokens on, (B, T, D), of any precision."""
+    def layers(self, ids: Tensor, run: RunBlock) -> Tensor:
+        """Do what `hidden` does, each layer by `run`."""
+        embedded = self.embedding(ids)
         T = embedded.size(1)
         assert self.cos.size(0) >= T, f"{T} tokens, and rotary angles reach {self.cos.size(0)}"
         cos, sin = self.cos[:T].to(self.compute_dtype), self.sin[:T].to(self.compute_dtype)
         x = norm(embedded.to(self.compute_dtype), self.config.norm_eps)  # (B, T, D)
         for block in self.blocks:
-            x = block(x, cos, sin)
+            x = run(block, x, cos, sin)
         return norm(x, self.config.norm_eps)
 
     def hidden_cached(self, ids: Tensor, cache: KVCache, layout: CacheLayout) -> Tensor:
@@ -297,7 +307,7 @@ class GPT(nn.Module):
     def loss_sum(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Sum the losses in nats of all targets, () fp32, for `backward`; both arguments (B, T)."""
         with fastest_kernels(inputs.device):
-            hidden = self.hidden(inputs).flatten(0, 1)  # (B*T, D)
+            hidden = self.layers(inputs, self._run_block).flatten(0, 1)  # (B*T, D)
         fused: Callable[..., Tensor] = FusedCrossEntropy.apply
         return fused(
             hidden,
@@ -311,7 +321,7 @@ class GPT(nn.Module):
     def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """Give each target's loss in nats, (B, T) fp32; 0 where the target is IGNORE_INDEX."""
         with fastest_kernels(inputs.device):
-            hidden = self.hidden(inputs).flatten(0, 1)  # (B*T, D)
+            hidden = self.layers(inputs, self._run_block).flatten(0, 1)  # (B*T, D)
         chunk = chunk_tokens(self.unembedding.weight, hidden)
         losses = []
         for part, wanted in zip(hidden.split(chunk), targets.flatten().split(chunk), strict=True):

@@ -20,5 +20,7 @@ def load_tokenizer(address: str) -> Tokenizer:
     fs, path = open_location(address)
     saved = read_json(fs, path)
     if saved is None:
-        raise InputError(f"the tokenizer {address} does not exist. Train one with jobs/tokenizer.py.")
+        raise InputError(
+            f"the tokenizer {address} does not exist. Train one with jobs/tokenizer.py."
+        )
     return Tokenizer.from_json(saved, address)
