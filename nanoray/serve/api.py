@@ -1,0 +1,252 @@
+"""The HTTP API: OpenAI's routes, and those that vLLM's clients know, over served models."""
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from nanoray.inference.sampling import SamplingParams
+from nanoray.serve.access import RequireKey
+from nanoray.serve.admission import Admission
+from nanoray.serve.answers import Json
+from nanoray.serve.backend import ServedModel
+from nanoray.serve.chat_completions import ChatAnswer
+from nanoray.serve.chat_prompt import chat_prompt
+from nanoray.serve.errors import APIError, json_response, unavailable
+from nanoray.serve.generation import EventStream, Generation, Generations
+from nanoray.serve.protocol import (
+    DEFAULT_COMPLETION_TOKENS,
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    GenerationRequest,
+    TokenizeRequest,
+    bad,
+    read_body,
+)
+from nanoray.serve.server_metrics import ServerMetrics
+from nanoray.serve.settings import ApiSettings
+from nanoray.serve.text_completions import CompletionAnswer
+from nanoray.text.tokenizer import SPECIAL_TOKENS
+
+logger = logging.getLogger(__name__)
+
+
+class Api:
+    """The routes, and what they share."""
+
+    def __init__(self, models: Mapping[str, ServedModel], settings: ApiSettings) -> None:
+        """Serve some models; the first is the one for requests that name none."""
+        self.models, self.settings = models, settings
+        self.admission = Admission(settings.most_answers)
+        self.metrics = ServerMetrics()
+
+    def app(self) -> FastAPI:
+        """Build the application."""
+        app = FastAPI(title="nanoray", docs_url=None, redoc_url=None, openapi_url=None)
+        routes: dict[tuple[str, str], Callable[..., object]] = {
+            ("GET", "/health"): self.health,
+            ("GET", "/metrics"): self.prometheus,
+            ("GET", "/v1/models"): self.list_models,
+            ("GET", "/v1/models/{model_id:path}"): self.show_model,
+            ("POST", "/v1/chat/completions"): self.chat_completions,
+            ("POST", "/v1/completions"): self.completions,
+            ("POST", "/tokenize"): self.tokenize,
+            ("POST", "/detokenize"): self.detokenize,
+            ("GET", "/tokenizer_info"): self.tokenizer_info,
+        }
+        for (method, path), route in routes.items():
+            app.add_api_route(path, route, methods=[method], response_model=None)
+        app.add_exception_handler(APIError, self.answer_error)
+        app.add_exception_handler(HTTPException, self.answer_error)
+        app.add_exception_handler(Exception, self.answer_error)
+        app.add_middleware(RequireKey, keys=self.settings.api_keys)
+        if self.settings.cors_origins:
+            app.add_middleware(
+                CORSMiddleware,
+                allow_origins=list(self.settings.cors_origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+            )
+        return app
+
+    async def answer_error(self, request: Request, error: Exception) -> Response:
+        """Answer with an error, in OpenAI's shape whatever it is."""
+        if isinstance(error, HTTPException):
+            where = f"{request.method} {request.url.path}"
+            error = APIError(error.status_code, f"{where}: {error.detail}.", code="not_found")
+        if not isinstance(error, APIError):
+            logger.error("%s failed", request.url.path, exc_info=error)
+            error = APIError(500, "The server failed. Its log says more.", code="internal_error")
+        self.metrics.refused.labels("", error.status).inc()
+        return error.response()
+
+    async def health(self) -> Response:
+        """Say whether requests are taken."""
+        if self.admission.is_draining:
+            return unavailable("The server is about to stop.").response()
+        return json_response({"status": "ok", "models": list(self.models)})
+
+    async def prometheus(self) -> Response:
+        """Give the metrics."""
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def list_models(self) -> Response:
+        """List what can be named as `model`."""
+        cards = [self.card(model) for model in self.models.values()]
+        return json_response({"object": "list", "data": cards})
+
+    async def show_model(self, model_id: str) -> Response:
+        """Show one model."""
+        return json_response(self.card(self.model(model_id)))
+
+    def card(self, model: ServedModel) -> Json:
+        """Give the facts of a model."""
+        return {
+            "id": model.id,
+            "object": "model",
+            "created": model.created,
+            "owned_by": "nanoray",
+            "root": model.id,
+            "max_model_len": model.context_tokens,
+            "step": model.step,
+        }
+
+    def model(self, name: str | None) -> ServedModel:
+        """Find a model by its name.
+
+        Raises:
+            APIError: there is none of that name.
+        """
+        if name is None:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            known = ", ".join(self.models)
+            message = f"The model {name[:200]!r} does not exist. There are: {known}."
+            raise APIError(404, message, "model", "model_not_found")
+        return self.models[name]
+
+    async def chat_completions(self, request: Request) -> Response:
+        """Answer a conversation."""
+        body = await read_body(request, ChatRequest, self.settings.most_body_bytes)
+        model = self.model(body.model)
+        prompt = chat_prompt(body.messages, model.tokenizer)
+        params = body.sampling(
+            room_for(model, len(prompt), body.asked_tokens),
+            tools=True,
+            num_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        )
+        answer = ChatAnswer(body, model, prompt)
+        return await self.generate(body, model, [(prompt, params)], answer)
+
+    async def completions(self, request: Request) -> Response:
+        """Continue prompts."""
+        body = await read_body(request, CompletionRequest, self.settings.most_body_bytes)
+        model = self.model(body.model)
+        tokenizer = model.tokenizer
+        ids = [
+            [tokenizer.bos_id, *tokenizer.encode(prompt)] if isinstance(prompt, str) else prompt
+            for prompt in body.prompts()
+        ]
+        jobs = []
+        for prompt in ids:
+            check_ids(prompt, tokenizer.vocab_size)
+            asked = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+            room = room_for(model, len(prompt), max(asked, 1))
+            score = bool(body.echo) and body.logprobs is not None
+            params = body.sampling(room, num_logprobs=body.logprobs, prompt_logprobs=score)
+            jobs.append((prompt, params))
+        return await self.generate(body, model, jobs, CompletionAnswer(body, model, ids))
+
+    async def generate(
+        self,
+        body: GenerationRequest,
+        model: ServedModel,
+        jobs: list[tuple[list[int], SamplingParams]],
+        answer: ChatAnswer | CompletionAnswer,
+    ) -> Response:
+        """Let the model continue prompts, and answer with all of it, or as it comes."""
+        generations = Generations(self.admission, sum(params.num_samples for _, params in jobs))
+        await generations.begin(
+            [partial(Generation, model, *job, self.settings, self.metrics) for job in jobs]
+        )
+        if body.stream:
+            return EventStream(answer.events(generations), generations)
+        try:
+            return json_response(await answer.whole(generations))
+        finally:
+            await generations.close()
+
+    async def tokenize(self, request: Request) -> Response:
+        """Encode a text, or a conversation as the model sees it."""
+        body = await read_body(request, TokenizeRequest, self.settings.most_body_bytes)
+        model = self.model(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise bad("prompt", "Give either prompt, a text, or messages.")
+        if body.messages is not None:
+            tokens = chat_prompt(body.messages, model.tokenizer)
+        else:
+            assert body.prompt is not None, "checked"
+            begin = [model.tokenizer.bos_id] if body.add_special_tokens else []
+            tokens = [*begin, *model.tokenizer.encode(body.prompt)]
+        answer = {
+            "tokens": tokens,
+            "count": len(tokens),
+            "max_model_len": model.context_tokens,
+        }
+        return json_response(answer)
+
+    async def detokenize(self, request: Request) -> Response:
+        """Decode ids; special tokens by their names."""
+        body = await read_body(request, DetokenizeRequest, self.settings.most_body_bytes)
+        tokenizer = self.model(body.model).tokenizer
+        check_ids(body.tokens, tokenizer.vocab_size)
+        return json_response({"prompt": tokenizer.decode(body.tokens)})
+
+    async def tokenizer_info(self) -> Response:
+        """Give what clients need to use the tokenizer from afar."""
+        tokenizer = self.model(None).tokenizer
+        info = {
+            "tokenizer_class": "nanoray",
+            "vocab_size": tokenizer.vocab_size,
+            "bos_token": "<|bos|>",
+            "eos_token": "<|bos|>",  # a document ends where the next one begins
+            "pad_token": None,
+            "special_tokens": {name: tokenizer.special_ids[name] for name in SPECIAL_TOKENS},
+            "hash": tokenizer.hash,
+        }
+        return json_response(info)
+
+
+def room_for(model: ServedModel, num_prompt: int, asked: int | None) -> int:
+    """Give how many tokens an answer may have.
+
+    Raises:
+        APIError: the prompt, or the answer that was asked for, does not fit into the context.
+    """
+    limit = model.context_tokens
+    room = limit - num_prompt
+    if room < 1 or (asked is not None and asked > room):
+        wanted = f" and {asked} were asked for as answer" if room >= 1 else ""
+        raise APIError(
+            400,
+            f"This model's maximum context length is {limit} tokens; the prompt has "
+            f"{num_prompt}{wanted}. Shorten one of them.",
+            "messages" if asked is None or room < 1 else "max_tokens",
+            "context_length_exceeded",
+        )
+    return room if asked is None else asked
+
+
+def check_ids(tokens: list[int], vocab_size: int) -> None:
+    """Refuse ids that the vocabulary does not have, and prompts without any."""
+    if not tokens:
+        raise bad("prompt", "The prompt is empty. Give at least one token.")
+    wrong = next((token for token in tokens if not 0 <= token < vocab_size), None)
+    if wrong is not None:
+        raise bad("prompt", f"Token id {wrong} is not in the vocabulary of {vocab_size} ids.")

@@ -1,0 +1,177 @@
+"""One request's way through the server: admitted, begun, streamed, ended, and always given back."""
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Callable
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from nanoray.config import InputError
+from nanoray.inference.sampling import SamplingParams
+from nanoray.inference.sequence import FinishReason
+from nanoray.serve.admission import Admission
+from nanoray.serve.backend import ServedModel, Step
+from nanoray.serve.errors import APIError, busy, to_json, unavailable
+from nanoray.serve.server_metrics import ServerMetrics
+from nanoray.serve.settings import ApiSettings
+
+SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class Generation:
+    """The tokens of one prompt; `begin` it, iterate over it, and `close` it in any case."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        prompt: list[int],
+        params: SamplingParams,
+        settings: ApiSettings,
+        metrics: ServerMetrics,
+    ) -> None:
+        self.model, self.params, self.settings = model, params, settings
+        self.watch = metrics.watch(model.id, len(prompt), params.num_samples)
+        self._steps = model.generate(prompt, params)
+        self._first: Step | None = None
+        self._open = set(range(params.num_samples))
+        self._deadline = time.monotonic() + settings.answer_seconds
+
+    async def begin(self) -> None:
+        """Wait for the first token, so that what goes wrong before it has an HTTP status.
+
+        Raises:
+            APIError: the prompt is refused, or nothing came in time, or the model is not there.
+        """
+        try:
+            async with asyncio.timeout(self.settings.first_token_seconds):
+                self._first = await self._next()
+        except TimeoutError as error:
+            raise busy("The answer did not begin in time. Try again in a moment.", 10) from error
+
+    async def steps(self) -> AsyncIterator[Step]:
+        """Yield what each step brings, up to the deadline; then the open answers end by length."""
+        step = self._first
+        while step is not None:
+            self.watch.observe(step)
+            self._open -= {o.sample for o in step.outputs if o.finish_reason is not None}
+            late = time.monotonic() > self._deadline
+            yield self._ended(step) if late else step
+            if late or not self._open:
+                return
+            step = await self._next()
+
+    async def _next(self) -> Step | None:
+        """Wait for the next step of the engine."""
+        try:
+            return await anext(self._steps, None)
+        except (APIError, asyncio.CancelledError):
+            raise
+        except InputError as error:
+            raise APIError(400, str(error), "prompt") from error
+        except Exception as error:  # of the replica, or of the way to it
+            raise unavailable(f"The model's replica failed ({type(error).__name__}).") from error
+
+    def _ended(self, step: Step) -> Step:
+        """Let the last outputs of open samples say that they are cut off."""
+        outputs = [
+            dataclasses.replace(output, finish_reason=FinishReason.LENGTH)
+            if output.sample in self._open
+            else output
+            for output in step.outputs
+        ]
+        return dataclasses.replace(step, outputs=outputs)
+
+    async def close(self) -> None:
+        """Free the place in the engine."""
+        self.watch.end()
+        close = getattr(self._steps, "aclose", None)
+        if close is not None:
+            await close()
+
+
+class Generations:
+    """The generations of one request: one per prompt, all admitted together."""
+
+    def __init__(self, admission: Admission, count: int) -> None:
+        """Take a place for each answer.
+
+        Raises:
+            APIError: there is none.
+        """
+        self._ticket = admission.enter(count)
+        self.all: list[Generation] = []
+
+    async def begin(self, make: list[Callable[[], Generation]]) -> None:
+        """Make and begin all; closes all if one of them cannot begin."""
+        try:
+            for one in make:
+                self.all.append(one())
+            await asyncio.gather(*(generation.begin() for generation in self.all))
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Give everything back."""
+        self._ticket.leave()
+        await asyncio.gather(*(generation.close() for generation in self.all))
+        self.all = []
+
+    async def merged(self) -> AsyncIterator[tuple[int, Step]]:
+        """Yield the steps of all prompts as they come, with the number of the prompt."""
+        if len(self.all) == 1:
+            async for step in self.all[0].steps():
+                yield 0, step
+            return
+        items: asyncio.Queue[tuple[int, Step | BaseException | None]] = asyncio.Queue(1)
+
+        async def pump(number: int, generation: Generation) -> None:
+            try:
+                async for step in generation.steps():
+                    await items.put((number, step))
+                await items.put((number, None))
+            except Exception as error:
+                await items.put((number, error))
+
+        pumps = [asyncio.create_task(pump(*each)) for each in enumerate(self.all)]
+        num_open = len(pumps)
+        try:
+            while num_open:
+                number, item = await items.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if item is None:
+                    num_open -= 1
+                    continue
+                yield number, item
+        finally:
+            for task in pumps:
+                task.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+
+
+class EventStream(StreamingResponse):
+    """A stream of server-sent events, which gives everything back however it ends."""
+
+    def __init__(self, events: AsyncIterator[dict[str, object]], generations: Generations) -> None:
+        super().__init__(sse(events), headers=SSE_HEADERS, media_type="text/event-stream")
+        self._generations = generations
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._generations.close()
+
+
+async def sse(events: AsyncIterator[dict[str, object]]) -> AsyncIterator[bytes]:
+    """Write events as SSE; a failure becomes an event too, and the stream always says its end."""
+    try:
+        async for event in events:
+            yield b"data: " + to_json(event) + b"\n\n"
+    except APIError as error:
+        yield b"data: " + to_json(error.body()) + b"\n\n"
+    yield b"data: [DONE]\n\n"

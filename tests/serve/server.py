@@ -1,0 +1,65 @@
+"""Starting and stopping servers for tests."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import httpx
+import uvicorn
+
+from nanoray.inference.engine import Engine, EngineConfig
+from nanoray.inference.engine_thread import EngineThread
+from nanoray.serve.api import Api
+from nanoray.serve.backend import ServedModel, engine_steps
+from nanoray.serve.settings import ApiSettings
+from tests.chat_run import chat_model, tokenizer
+
+MODEL = "chat/sft"
+
+
+@dataclass
+class LocalServer:
+    """A running server, and what is behind it."""
+
+    url: str
+    api: Api
+    thread: EngineThread
+
+    def get(self, path: str, **options) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=60, **options)
+
+    def post(self, path: str, body: object, **options) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=60, **options)
+
+    def metric(self, name: str) -> float:
+        """Read the sum of a metric over its labels."""
+        lines = [line for line in self.get("/metrics").text.splitlines() if line.startswith(name)]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+@contextmanager
+def serve(settings: ApiSettings, **engine_fields) -> Iterator[LocalServer]:
+    """Serve the model that knows its answers by heart, until the end of the block."""
+    fields = {"max_sequences": 16, "step_tokens": 256, **engine_fields}
+    thread = EngineThread(Engine(chat_model(), tokenizer(), EngineConfig(**fields)))
+    generate = partial(engine_steps, thread, "here")
+    context = thread.engine.context_tokens
+    model = ServedModel(MODEL, tokenizer(), context, generate, step=10)
+    api = Api({MODEL: model}, settings)
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(api.app(), log_level="warning", lifespan="off")
+    running = uvicorn.Server(config)
+    worker = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
+    worker.start()
+    while not running.started:
+        time.sleep(0.01)
+    try:
+        yield LocalServer(f"http://127.0.0.1:{listener.getsockname()[1]}", api, thread)
+    finally:
+        running.should_exit = True
+        worker.join()
+        thread.stop()
