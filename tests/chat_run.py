@@ -1,4 +1,4 @@
-"""A run whose tiny model has learned a few conversations by heart, so that its answers are known."""
+"""A run whose tiny model has learned a few conversations by heart: its answers are known."""
 
 from functools import cache
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from nanoray.model.gpt import GPT
-
 from nanoray.storage import RunFolder, StageFolder
 from nanoray.text.chat import IGNORE_INDEX, render
 from nanoray.text.tokenizer import Tokenizer
@@ -61,8 +60,7 @@ def trained_weights() -> dict[str, torch.Tensor]:
     for row, (ids, mask) in enumerate(rows):
         inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
         learned = [
-            token if learn else IGNORE_INDEX
-            for token, learn in zip(ids[1:], mask[1:], strict=True)
+            token if learn else IGNORE_INDEX for token, learn in zip(ids[1:], mask[1:], strict=True)
         ]
         targets[row, : len(ids) - 1] = torch.tensor(learned)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95))

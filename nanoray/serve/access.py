@@ -2,6 +2,8 @@
 
 import base64
 import binascii
+import hashlib
+import ipaddress
 import secrets
 from collections.abc import Sequence
 
@@ -16,17 +18,16 @@ class RequireKey:
     """Answers 401 to whoever has none of the keys.
 
     A key comes as a bearer token, as OpenAI's clients send it, or as the password of HTTP's basic
-    login, for which browsers ask their user: so the chat page is behind the same keys.
+    login, for which browsers ask their user: so the chat page is behind the same keys. A server
+    without keys answers its own machine only, whatever address it listens on.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
-        self.app, self.keys = app, [key.encode() for key in keys]
+    def __init__(self, app: ASGIApp, key_hashes: Sequence[str]) -> None:
+        self.app, self.key_hashes = app, list(key_hashes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or refuse it."""
-        is_open = scope["type"] not in ("http", "websocket") or scope["path"] in OPEN_PATHS
-        # A browser asks with OPTIONS, without the key, whether it may send one.
-        if is_open or not self.keys or scope.get("method") == "OPTIONS" or self._has_key(scope):
+        if scope["type"] not in ("http", "websocket") or self._may_pass(scope):
             await self.app(scope, receive, send)
             return
         if scope["type"] == "websocket":
@@ -34,11 +35,23 @@ class RequireKey:
             return
         error = APIError(
             401,
-            "Give a valid API key: 'Authorization: Bearer KEY'.",
+            "Give a valid API key: 'Authorization: Bearer KEY'."
+            if self.key_hashes
+            else "This server has no API keys, and answers only its own machine.",
             code="invalid_api_key",
             headers={"WWW-Authenticate": 'Basic realm="nanoray"'},
         )
         await error.response()(scope, receive, send)
+
+    def _may_pass(self, scope: Scope) -> bool:
+        """Say whether a request needs no key, or has one."""
+        if scope["path"] in OPEN_PATHS:
+            return True
+        if scope.get("method") == "OPTIONS":  # a browser asks without a key whether it may send one
+            return True
+        if not self.key_hashes:
+            return is_from_here(scope)
+        return self._has_key(scope)
 
     def _has_key(self, scope: Scope) -> bool:
         """Compare what the request brings with every key, in a time that tells nothing."""
@@ -52,5 +65,14 @@ class RequireKey:
                 return False
         elif kind.lower() != b"bearer":
             return False
-        # Each key is compared, so that the time does not tell which one was close.
-        return sum(secrets.compare_digest(given, key) for key in self.keys) > 0
+        hashed = hashlib.sha256(given).hexdigest()
+        return sum(secrets.compare_digest(hashed, known) for known in self.key_hashes) > 0
+
+
+def is_from_here(scope: Scope) -> bool:
+    """Say whether a request comes from this machine."""
+    client = scope.get("client")
+    try:
+        return client is not None and ipaddress.ip_address(client[0]).is_loopback
+    except ValueError:
+        return False

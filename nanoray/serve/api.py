@@ -65,7 +65,7 @@ class Api:
         app.add_exception_handler(APIError, self.answer_error)
         app.add_exception_handler(HTTPException, self.answer_error)
         app.add_exception_handler(Exception, self.answer_error)
-        app.add_middleware(RequireKey, keys=self.settings.api_keys)
+        app.add_middleware(RequireKey, key_hashes=self.settings.key_hashes)
         if self.settings.cors_origins:
             app.add_middleware(
                 CORSMiddleware,

@@ -1,5 +1,7 @@
 """How the server behaves towards its clients."""
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -7,8 +9,8 @@ from dataclasses import dataclass
 class ApiSettings:
     """Limits, keys and deadlines of the API."""
 
-    api_keys: tuple[str, ...] = ()
-    """Who has one of these may ask; without any, everyone who reaches the port."""
+    key_hashes: tuple[str, ...] = ()
+    """SHA-256 of the API keys, in hex; without any, whoever is on this machine may ask."""
     cors_origins: tuple[str, ...] = ()
     """Web pages of these origins may call the API from a browser."""
     most_answers: int = 128
@@ -18,3 +20,8 @@ class ApiSettings:
     """An answer that has not begun by then is given up, and its client told to come again."""
     answer_seconds: float = 600.0
     """An answer that has not ended by then ends there, as one of `max_tokens` does."""
+
+
+def hash_keys(keys: Iterable[str]) -> tuple[str, ...]:
+    """Give the hashes of API keys: the keys themselves are not kept, sent or shown anywhere."""
+    return tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys)

@@ -1,0 +1,217 @@
+"""The application on Ray Serve: one door with the API and the page, and engines behind it."""
+
+import asyncio
+import logging
+import math
+import os
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.config import AutoscalingConfig
+from ray.serve.handle import DeploymentHandle
+
+from nanoray.config import InputError
+from nanoray.inference.cache_size import blocks_that_fit
+from nanoray.inference.engine import Engine, EngineConfig
+from nanoray.inference.engine_thread import EngineThread
+from nanoray.inference.sampling import SamplingParams
+from nanoray.model.gpt import DTYPES
+from nanoray.serve.api import Api
+from nanoray.serve.backend import ServedModel, Step, engine_steps
+from nanoray.serve.serve_config import ServeConfig, api_keys
+from nanoray.serve.settings import ApiSettings, hash_keys
+from nanoray.text.tokenizer import Tokenizer
+from nanoray.train.checkpoint_name import SavedModel, find_model
+from nanoray.train.device import training_dtype
+
+logger = logging.getLogger(__name__)
+
+APPLICATION = "nanoray"
+DOOR = "door"
+Handle = DeploymentHandle[Any]  # Any: of whichever class
+UNLIMITED = 100_000
+"""Serve's own limits stand far above ours, whose refusals are in OpenAI's shape."""
+
+
+class ChatModel:
+    """A replica: one checkpoint in one engine, which takes up newer ones between two steps."""
+
+    def __init__(self, storage: str, name: str, config: ServeConfig, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = DTYPES[config.dtype] if config.dtype else training_dtype(device)
+        self.storage, self.name, self.config = storage, name, config
+        self.replica = uuid.uuid4().hex
+        self.saved = find_model(storage, name)
+        self.tokenizer = self.saved.tokenizer()
+        model = self.saved.load(dtype, device)
+        engine_config = EngineConfig(
+            max_sequences=config.max_sequences,
+            step_tokens=config.step_tokens,
+            num_blocks=blocks_that_fit(model, config.max_sequences, config.cache_gb),
+        )
+        self.engine = EngineThread(Engine(model, self.tokenizer, engine_config))
+        logger.info("serving %s on %s in %s", self.saved.name, device.type, dtype)
+        if "@" not in name:
+            threading.Thread(target=self._follow, name="follow", daemon=True).start()
+
+    def facts(self) -> dict[str, Any]:  # Any: JSON
+        """Give what the door must know of the model."""
+        return {
+            "tokenizer": self.tokenizer.to_json(),
+            "context_tokens": self.engine.engine.context_tokens,
+            "step": self.saved.step,
+            "name": self.saved.name,
+        }
+
+    async def generate(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Step]:
+        """Continue a prompt; cancelling the call frees its place."""
+        async for step in engine_steps(self.engine, self.replica, prompt, params):
+            yield step
+
+    async def check_health(self) -> None:
+        """Raise if the engine has failed or is stuck: Serve then replaces this replica."""
+        if self.engine.failure is not None:
+            raise RuntimeError(f"the engine failed: {self.engine.failure!r}")
+        silent = self.engine.seconds_since_beat()
+        if silent > self.config.stuck_seconds:
+            raise RuntimeError(f"the engine has made no step for {silent:.0f} s")
+
+    def _follow(self) -> None:
+        """Take up newer checkpoints of the run, as long as the process lives."""
+        while self.engine.failure is None:
+            time.sleep(self.config.poll_seconds)
+            try:
+                self._take_up(find_model(self.storage, self.name))
+            except (InputError, OSError, KeyError) as error:
+                # A run that trains deletes old steps while they are read; the next look is better.
+                logger.warning("no newer checkpoint could be read: %s", error)
+
+    def _take_up(self, newest: SavedModel) -> None:
+        """Go on with the weights of another checkpoint, if it is another one."""
+        if newest.step == self.saved.step and str(newest.folder) == str(self.saved.folder):
+            return
+        if newest.config() != self.engine.engine.model.config:
+            logger.warning("%s is a model of another shape; restart to serve it", newest.name)
+            return
+        weights = newest.weights()
+        asyncio.run(self.engine.do(lambda engine: engine.load_weights(weights)))
+        self.saved = newest
+        logger.info("went on with %s", newest.name)
+
+
+class Door:
+    """The ingress: HTTP in, tokens of the engines out."""
+
+    def __init__(self, settings: ApiSettings, engines: dict[str, Handle], *, page: bool) -> None:
+        self.settings, self.engines, self.page = settings, engines, page
+        self.api: Api | None = None
+
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        """Ask every model for its facts, and build what answers HTTP; called by Serve."""
+        models = {}
+        for name, handle in self.engines.items():
+            facts = await handle.facts.remote()
+            model_id = name if "@" in name else facts["name"].partition("@")[0]
+            tokenizer = Tokenizer.from_json(facts["tokenizer"], name)
+            generate = RemoteEngine(handle).generate
+            models[model_id] = ServedModel(
+                model_id, tokenizer, facts["context_tokens"], generate, facts["step"]
+            )
+        self.api = Api(models, self.settings)
+        return self.api.app()
+
+    async def drain(self) -> int:
+        """Take no more requests; gives how many answers are still in the making."""
+        assert self.api is not None, "built before anything is called"
+        self.api.admission.is_draining = True
+        return self.api.admission.taken
+
+
+class RemoteEngine:
+    """An engine behind a handle of Serve, which chooses the replica."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._generate = handle.options(stream=True).generate
+
+    async def generate(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Step]:
+        """Yield what each step brings; closing this ends the call over there."""
+        response: Any = self._generate.remote(prompt, params)  # Any: Serve's types know no streams
+        try:
+            async for step in response:
+                yield step
+        finally:
+            response.cancel()
+
+
+@dataclass(frozen=True)
+class ReplicaShare:
+    """What one engine gets."""
+
+    cpus: float
+    """Reserved at Ray."""
+    gpus: int
+    threads: int
+    """Of torch."""
+
+
+def replica_share(config: ServeConfig, cluster: dict[str, float]) -> ReplicaShare:
+    """Share a cluster's resources out among the engines: a GPU for each, or else its CPUs."""
+    num_engines = len(config.names()) * config.replica_range()[1]
+    cores = os.cpu_count() or 1
+    threads = config.cpus_per_replica or max(1, cores // num_engines)
+    if cluster.get("GPU", 0) >= 1:
+        return ReplicaShare(1, 1, threads)
+    share = math.floor(100 * cluster.get("CPU", 1) / num_engines) / 100
+    return ReplicaShare(min(threads, max(share, 0.01)), 0, threads)
+
+
+def build_application(config: ServeConfig, storage: str, share: ReplicaShare) -> serve.Application:
+    """Put the application together; nothing is started.
+
+    Args:
+        config: what is served.
+        storage: the address of the runs, from every node.
+        share: what each engine gets of the cluster.
+    """
+    least, most = config.replica_range()
+    options: dict[str, Any] = {"num_replicas": least}  # Any: Serve's
+    if least < most:
+        options = {
+            "autoscaling_config": AutoscalingConfig(
+                min_replicas=least,
+                max_replicas=most,
+                target_ongoing_requests=max(1, config.max_sequences // 2),
+            )
+        }
+    engines = {}
+    for number, name in enumerate(config.names()):
+        deployment = serve.deployment(
+            name=f"engine-{number}",
+            ray_actor_options={"num_cpus": share.cpus, "num_gpus": share.gpus},
+            max_ongoing_requests=UNLIMITED,
+            health_check_period_s=2,
+            health_check_timeout_s=10,
+            graceful_shutdown_timeout_s=120,
+            **options,
+        )(ChatModel)
+        engines[name] = deployment.bind(storage, name, config, share.threads)
+    settings = ApiSettings(
+        key_hashes=hash_keys(api_keys()),
+        cors_origins=config.cors_origins,
+        most_answers=most * (config.max_sequences + config.max_waiting),
+    )
+    door = serve.deployment(
+        name=DOOR,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=UNLIMITED,
+        graceful_shutdown_timeout_s=120,
+    )(serve.ingress()(Door))
+    return door.bind(settings, engines, page=config.page)

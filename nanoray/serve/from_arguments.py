@@ -1,0 +1,57 @@
+"""Settings as `serve run serve_app:app run=d34` gives them: strings, by name or by variable."""
+
+import dataclasses
+import os
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from ray import serve
+
+from nanoray.config import InputError
+from nanoray.serve.launch import prepare
+from nanoray.serve.serve_config import ServeConfig
+
+PREFIX = "NANORAY_"
+
+
+def application(arguments: dict[str, str]) -> serve.Application:
+    """Build the application: what `serve run` calls."""
+    return prepare(config_from(arguments, os.environ))
+
+
+def config_from(arguments: Mapping[str, str], environment: Mapping[str, str]) -> ServeConfig:
+    """Read the settings; an argument counts before the variable of its name.
+
+    Raises:
+        InputError: an unknown name, or a value that cannot be read.
+    """
+    kinds = typing.get_type_hints(ServeConfig)
+    unknown = sorted(set(arguments) - set(kinds))
+    if unknown:
+        raise InputError(f"{unknown[0]} is no setting. There are: {', '.join(kinds)}.")
+    given: dict[str, Any] = {}  # Any: values of all kinds
+    for field in dataclasses.fields(ServeConfig):
+        text = arguments.get(field.name, environment.get(f"{PREFIX}{field.name.upper()}"))
+        if text is not None:
+            given[field.name] = parse(field.name, str(text), kinds[field.name])
+    if "run" not in given:
+        raise InputError(f"What is to be served? Give run=RUN, or {PREFIX}RUN=RUN.")
+    return ServeConfig(**given)
+
+
+def parse(name: str, text: str, kind: Any) -> object:  # Any: a type, or a union with None
+    """Read one value as its field has it."""
+    if isinstance(kind, types.UnionType):
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    if typing.get_origin(kind) is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if kind is bool:
+        if text.lower() not in ("true", "false", "1", "0"):
+            raise InputError(f"{name}={text} must be true or false.")
+        return text.lower() in ("true", "1")
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise InputError(f"{name}={text} is not a number.") from error

@@ -1,0 +1,83 @@
+"""Starting the application, telling where it is, and ending it so that no answer is cut off."""
+
+import logging
+import signal
+import threading
+import time
+from types import FrameType
+
+import ray
+from ray import serve
+from ray.serve.config import HTTPOptions
+
+from nanoray.cluster import connection
+from nanoray.config import InputError
+from nanoray.serve.deployment import APPLICATION, DOOR, build_application, replica_share
+from nanoray.serve.serve_config import ServeConfig
+from nanoray.train.checkpoint_name import find_model
+
+logger = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 60.0
+"""How long the answers in the making may take when the server is told to stop."""
+
+
+def prepare(config: ServeConfig) -> serve.Application:
+    """Check that everything is there to be served, and put the application together.
+
+    Raises:
+        InputError: no such checkpoint.
+    """
+    storage = connection.absolute_address(config.storage or "runs")
+    for name in config.names():
+        find_model(storage, name)
+    return build_application(config, storage, replica_share(config, ray.cluster_resources()))
+
+
+def launch(config: ServeConfig) -> None:
+    """Serve until Ctrl-C or SIGTERM, then let the answers in the making end.
+
+    Raises:
+        InputError: no such checkpoint, or the port is taken.
+    """
+    stop = threading.Event()
+
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    connection.connect()
+    application = prepare(config)
+    serve.start(http_options=HTTPOptions(host=config.host, port=config.port))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask_to_stop)
+    try:
+        serve.run(application, name=APPLICATION, route_prefix="/", blocking=False)
+    except RuntimeError as error:
+        raise InputError(f"The server did not start: {error}") from error
+    tell_addresses(config)
+    while not stop.wait(1.0):
+        pass
+    drain()
+    serve.delete(APPLICATION)
+
+
+def tell_addresses(config: ServeConfig) -> None:
+    """Log where the server is."""
+    address = f"http://{config.host}:{config.port}"
+    logger.info("API   %s/v1", address)
+    if config.page:
+        logger.info("page  %s/chat", address)
+    logger.info("Ctrl-C lets the answers in the making end, and stops it")
+
+
+def drain() -> None:
+    """Let the answers in the making end; new requests are refused meanwhile."""
+    handle = serve.get_deployment_handle(DOOR, APPLICATION)
+    deadline = time.monotonic() + DRAIN_SECONDS
+    while time.monotonic() < deadline:
+        left = handle.drain.remote().result()
+        if not left:
+            return
+        logger.info("%d answers are in the making", left)
+        time.sleep(1)
+    logger.warning("answers that took longer than %.0f s were cut off", DRAIN_SECONDS)
