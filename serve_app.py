@@ -4,6 +4,6 @@ serve run serve_app:app run=d34
 NANORAY_RUN=d34 serve run serve_app:app
 """
 
-from nanoray.serve.from_arguments import application as app
+from nanoray.ops.launch_arguments import application as app
 
 __all__ = ["app"]

@@ -29,11 +29,13 @@ TOOL_PARTS = [
     {"type": "python_output", "text": "84"},
     {"type": "text", "text": "It is 84."},
 ]
+HOSTILE = 'See <img src=x onerror="window.hacked=1"> and [a](javascript:alert(1)) here'
 ANSWERS: dict[str, Any] = {
     "What color is the sky?": WEATHER,
     "Show me emoji": EMOJI,
     "Count": COUNTING,
     "What is 12*(3+4)?": TOOL_PARTS,
+    "Show me HTML": HOSTILE,
 }
 """Question -> answer, learned by heart."""
 

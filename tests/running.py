@@ -4,9 +4,11 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,13 @@ class Cluster:
         self.holder.wait(timeout=60)
         assert self.holder.stdout is not None
         self.holder.stdout.close()
+
+
+def free_ports(count: int) -> list[int]:
+    """Find ports on which nobody listens; all are held until the last is found."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
 
 
 def process_title(process: psutil.Process) -> str:

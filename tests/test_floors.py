@@ -47,6 +47,9 @@ MAY_IMPORT_RAY = [
     "nanoray/ops/chaos.py",
     "nanoray/ops/chaos_faults.py",
     "nanoray/ops/local_cluster.py",
+    "nanoray/ops/launch.py",
+    "nanoray/ops/launch_arguments.py",
+    "nanoray/serve/deployment.py",
     "nanoray/stages/pretrain.py",  # asks the pacer, an actor, for its totals
     "nanoray/stages/pretrain_worker.py",  # reads the stream of its rank
 ]

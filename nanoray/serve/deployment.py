@@ -1,9 +1,11 @@
 """The application on Ray Serve: one door with the API and the page, and engines behind it."""
 
 import asyncio
+import dataclasses
 import logging
 import math
 import os
+import secrets
 import threading
 import time
 import uuid
@@ -25,8 +27,10 @@ from nanoray.inference.sampling import SamplingParams
 from nanoray.model.gpt import DTYPES
 from nanoray.serve.api import Api
 from nanoray.serve.backend import ServedModel, Step, engine_steps
+from nanoray.serve.chat_client import ChatClient
 from nanoray.serve.serve_config import ServeConfig, api_keys
 from nanoray.serve.settings import ApiSettings, hash_keys
+from nanoray.serve.ui import add_page
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.train.checkpoint_name import SavedModel, find_model
 from nanoray.train.device import training_dtype
@@ -110,8 +114,9 @@ class ChatModel:
 class Door:
     """The ingress: HTTP in, tokens of the engines out."""
 
-    def __init__(self, settings: ApiSettings, engines: dict[str, Handle], *, page: bool) -> None:
-        self.settings, self.engines, self.page = settings, engines, page
+    def __init__(self, settings: ApiSettings, engines: dict[str, Handle], page_url: str) -> None:
+        """Keep what the API is built of; `page_url` is where the chat page finds it, or empty."""
+        self.settings, self.engines, self.page_url = settings, engines, page_url
         self.api: Api | None = None
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
@@ -125,8 +130,17 @@ class Door:
             models[model_id] = ServedModel(
                 model_id, tokenizer, facts["context_tokens"], generate, facts["step"]
             )
-        self.api = Api(models, self.settings)
-        return self.api.app()
+        if not self.page_url:
+            self.api = Api(models, self.settings)
+            return self.api.app()
+        # The page asks the public API like anyone else, with a key that only this process knows.
+        key, settings = secrets.token_urlsafe(32), self.settings
+        if settings.key_hashes:
+            hashes = (*settings.key_hashes, *hash_keys([key]))
+            settings = dataclasses.replace(settings, key_hashes=hashes)
+        self.api = Api(models, settings)
+        context = min(model.context_tokens for model in models.values())
+        return add_page(self.api.app(), ChatClient(self.page_url, key), list(models), context - 1)
 
     async def drain(self) -> int:
         """Take no more requests; gives how many answers are still in the making."""
@@ -214,4 +228,4 @@ def build_application(config: ServeConfig, storage: str, share: ReplicaShare) ->
         max_ongoing_requests=UNLIMITED,
         graceful_shutdown_timeout_s=120,
     )(serve.ingress()(Door))
-    return door.bind(settings, engines, page=config.page)
+    return door.bind(settings, engines, config.own_url() if config.page else "")

@@ -82,6 +82,11 @@ class ServeConfig:
             raise InputError(f"--num-replicas {self.num_replicas} must begin with 1 or more.")
         return bounds
 
+    def own_url(self) -> str:
+        """Give the address by which a process on the serving machine reaches the server."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::", "localhost") else self.host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
     def names(self) -> list[str]:
         """Give what is served, the first one first."""
         return list(dict.fromkeys((self.run, *self.others)))

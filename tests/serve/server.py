@@ -10,12 +10,15 @@ from functools import partial
 
 import httpx
 import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanoray.inference.engine import Engine, EngineConfig
 from nanoray.inference.engine_thread import EngineThread
 from nanoray.serve.api import Api
 from nanoray.serve.backend import ServedModel, engine_steps
+from nanoray.serve.chat_client import ChatClient
 from nanoray.serve.settings import ApiSettings
+from nanoray.serve.ui import add_page
 from tests.chat_run import chat_model, tokenizer
 
 MODEL = "chat/sft"
@@ -28,6 +31,7 @@ class LocalServer:
     url: str
     api: Api
     thread: EngineThread
+    recorder: "Recorder"
 
     def get(self, path: str, **options) -> httpx.Response:
         return httpx.get(self.url + path, timeout=60, **options)
@@ -41,8 +45,24 @@ class LocalServer:
         return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
+class Recorder:
+    """Notes the bodies of what is asked, and passes everything on."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app, self.bodies = app, list[bytes]()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def noting() -> Message:
+            message = await receive()
+            if scope["type"] == "http" and scope["path"].startswith("/v1/chat"):
+                self.bodies.append(message.get("body", b""))
+            return message
+
+        await self.app(scope, noting, send)
+
+
 @contextmanager
-def serve(settings: ApiSettings, **engine_fields) -> Iterator[LocalServer]:
+def serve(settings: ApiSettings, *, page: bool = False, **engine_fields) -> Iterator[LocalServer]:
     """Serve the model that knows its answers by heart, until the end of the block."""
     fields = {"max_sequences": 16, "step_tokens": 256, **engine_fields}
     thread = EngineThread(Engine(chat_model(), tokenizer(), EngineConfig(**fields)))
@@ -51,14 +71,19 @@ def serve(settings: ApiSettings, **engine_fields) -> Iterator[LocalServer]:
     model = ServedModel(MODEL, tokenizer(), context, generate, step=10)
     api = Api({MODEL: model}, settings)
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(api.app(), log_level="warning", lifespan="off")
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    app = api.app()
+    if page:
+        app = add_page(app, ChatClient(url), [MODEL], context - 1)
+    recorder = Recorder(app)
+    config = uvicorn.Config(recorder, log_level="warning", lifespan="on" if page else "off")
     running = uvicorn.Server(config)
     worker = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)
     worker.start()
     while not running.started:
         time.sleep(0.01)
     try:
-        yield LocalServer(f"http://127.0.0.1:{listener.getsockname()[1]}", api, thread)
+        yield LocalServer(url, api, thread, recorder)
     finally:
         running.should_exit = True
         worker.join()

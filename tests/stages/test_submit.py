@@ -3,13 +3,11 @@
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +16,7 @@ import psutil
 import pytest
 
 from nanoray.cluster.connection import SMALL_MACHINE
-from tests.running import ROOT, TINY, current_step, small_corpus
+from tests.running import ROOT, TINY, current_step, free_ports, small_corpus
 
 pytestmark = pytest.mark.cluster
 
@@ -65,13 +63,6 @@ class Head:
         data = ("--data", self.folder / "data", "--num-steps", STEPS, "--save-every", 20)
         command = ("python", "jobs/pretrain.py", "--run", run, *data, *TINY)
         return self.job("submit", "--working-dir", ".", *options, "--", *command, **env)
-
-
-def free_ports(count: int) -> list[int]:
-    """Find ports on which nobody listens; all are held until the last is found."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [each.getsockname()[1] for each in sockets]
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from ray import serve
 
 from nanoray.config import InputError
-from nanoray.serve.launch import prepare
+from nanoray.ops.launch import prepare
 from nanoray.serve.serve_config import ServeConfig
 
 PREFIX = "NANORAY_"

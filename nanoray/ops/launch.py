@@ -45,6 +45,7 @@ def launch(config: ServeConfig) -> None:
     def ask_to_stop(number: int, frame: FrameType | None) -> None:
         stop.set()
 
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it tells of each step of its own
     connection.connect()
     application = prepare(config)
     serve.start(http_options=HTTPOptions(host=config.host, port=config.port))
@@ -63,7 +64,7 @@ def launch(config: ServeConfig) -> None:
 
 def tell_addresses(config: ServeConfig) -> None:
     """Log where the server is."""
-    address = f"http://{config.host}:{config.port}"
+    address = config.own_url()
     logger.info("API   %s/v1", address)
     if config.page:
         logger.info("page  %s/chat", address)

@@ -1,0 +1,135 @@
+"""A chat in the terminal, over the same API as the page."""
+
+import asyncio
+import os
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+
+from nanoray.config import InputError
+from nanoray.serve.bubbles import Json
+from nanoray.serve.chat_client import Answer, AnswerError, ChatClient
+from nanoray.serve.serve_config import api_keys
+
+HELP = "/clear begins anew, /system TEXT, /temperature X, /topk N, /quit; Ctrl-C stops an answer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    """Talk to a served model in the terminal."""
+
+    url: str = "http://127.0.0.1:8000"
+    """Address of the server; its API key is read from NANORAY_API_KEYS."""
+    model: str | None = None
+    """Which of the served models; by default the first."""
+    prompt: str | None = None
+    """Ask this one thing, print the answer, and end."""
+    system: str = ""
+    """Text that is put before the conversation."""
+    temperature: float = 0.8
+    """0 takes the likeliest token each time."""
+    top_k: int = 50
+    """Draw among this many likeliest tokens."""
+    max_tokens: int | None = None
+    """Longest answer; by default as long as the context allows."""
+
+
+class Chat:
+    """One conversation."""
+
+    def __init__(self, config: ChatConfig, client: ChatClient, console: Console) -> None:
+        self.client, self.console = client, console
+        self.system = config.system
+        self.settings: Json = {
+            "model": config.model,
+            "temperature": config.temperature,
+            "top_k": config.top_k,
+            "max_tokens": config.max_tokens,
+        }
+        self.messages: list[Json] = []
+
+    async def ask(self, text: str) -> None:
+        """Ask something, print the answer as it comes, and keep both.
+
+        Raises:
+            AnswerError: there was no answer; the question is not kept either.
+        """
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        asked = [*self.messages, {"role": "user", "content": text}]
+        printed, num_events, answer = 0, 0, Answer()
+        try:
+            async for answer in self.client.answer({**self.settings, "messages": system + asked}):
+                for event in answer.tool_events[num_events:]:
+                    call = escape(f"[{event['input']} = {event['output']}]")
+                    self.console.print(f"[dim]{call}[/dim]", end="")
+                self.console.print(escape(answer.content[printed:]), end="", highlight=False)
+                printed, num_events = len(answer.content), len(answer.tool_events)
+        finally:
+            self.console.print()
+            if answer.content:
+                reply = {"role": "assistant", "content": answer.content}
+                self.messages = [*asked, {**reply, "tool_events": answer.tool_events}]
+        if self.console.is_terminal:
+            self.console.print(f"[dim]{answer.speed()}[/dim]")
+
+    def command(self, line: str) -> None:
+        """Do what a line that begins with a slash says.
+
+        Raises:
+            InputError: it says nothing that is known.
+        """
+        name, _, value = line[1:].partition(" ")
+        try:
+            if name == "clear":
+                self.messages = []
+            elif name == "system":
+                self.system = value
+            elif name == "temperature":
+                self.settings["temperature"] = float(value)
+            elif name == "topk":
+                self.settings["top_k"] = int(value)
+            else:
+                raise InputError(HELP)
+        except ValueError as error:
+            raise InputError(f"/{name} needs a number, not {value!r}.") from error
+
+
+def chat(config: ChatConfig) -> None:
+    """Talk until /quit or the end of the input.
+
+    Raises:
+        InputError: nobody answers there, or the one question got no answer.
+    """
+    keys = api_keys(os.environ)
+    client = ChatClient(config.url, keys[0] if keys else None)
+    console = Console()
+    talk = Chat(config, client, console)
+    try:
+        models = asyncio.run(client.models())
+        if config.prompt is not None:
+            asyncio.run(talk.ask(config.prompt))
+            return
+    except AnswerError as error:
+        raise InputError(str(error)) from error
+    console.print(f"[bold]{config.model or models[0]}[/bold]  [dim]{HELP}[/dim]")
+    while (line := read_line(console)) is not None:
+        try:
+            if line.startswith("/"):
+                talk.command(line)
+            elif line:
+                asyncio.run(talk.ask(line))
+        except (AnswerError, InputError) as error:
+            console.print(f"[red]{escape(str(error))}[/red]")
+        except KeyboardInterrupt:
+            console.print("[dim]stopped[/dim]")
+
+
+def read_line(console: Console) -> str | None:
+    """Read what the user says; None at /quit, Ctrl-D or Ctrl-C."""
+    try:
+        line = console.input("[bold]> [/bold]").strip()
+    except (EOFError, KeyboardInterrupt):
+        console.print()
+        return None
+    return None if line in ("/quit", "/exit") else line

@@ -1,0 +1,35 @@
+"""A headless Chromium in front of the real page, API and engine."""
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from nanoray.serve.settings import ApiSettings
+from tests.serve.server import LocalServer, serve
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="session")
+def page_server() -> Iterator[LocalServer]:
+    """A server with the page."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with serve(ApiSettings(), page=True) as server:
+        yield server
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:  # Any: an optional dependency
+    """One browser for all tests."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    with playwright.sync_playwright() as running:
+        chromium = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

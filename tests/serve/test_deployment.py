@@ -1,0 +1,281 @@
+"""The application on Ray Serve: engines killed, stuck and replaced, weights taken up."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from nanoray.serve.deployment import ChatModel, replica_share
+from nanoray.serve.serve_config import ServeConfig
+from tests.chat_run import CONTEXT, WEATHER, save_chat_run
+from tests.running import free_ports, process_title
+
+ROOT = Path(__file__).parents[2]
+CHAT = "/v1/chat/completions"
+SKY = {"messages": [{"role": "user", "content": "What color is the sky?"}], "temperature": 0}
+LONG = {**SKY, "ignore_eos": True, "max_tokens": CONTEXT - 40, "stream": True}
+
+
+class ServeJob:
+    """`jobs/serve.py` as its user starts it, on a local Ray of its own."""
+
+    def __init__(self, storage: Path, *flags: str) -> None:
+        [self.port] = free_ports(1)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.lines: list[str] = []
+        command = [sys.executable, "jobs/serve.py", "--run", "chat", "--storage", str(storage)]
+        self.process = subprocess.Popen(
+            [*command, "--port", str(self.port), "--dtype", "float32", *flags],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1"},
+        )
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + 120
+        while not any("API" in line for line in self.lines):
+            assert self.process.poll() is None, "\n".join(self.lines)
+            assert time.monotonic() < deadline, "\n".join(self.lines)
+            time.sleep(0.2)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(timeout=90)
+
+    def post(self, body: dict[str, Any]) -> httpx.Response:
+        return httpx.post(self.url + CHAT, json=body, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    save_chat_run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(storage: Path) -> Iterator[ServeJob]:
+    """Two replicas, weights looked for each half second, and three seconds of patience."""
+    flags = ("--num-replicas", "2", "--poll-seconds", "0.5", "--stuck-seconds", "3")
+    job = ServeJob(storage, *flags)
+    job.wait_ready()
+    yield job
+    job.stop()
+
+
+def engine_pids(job: ServeJob) -> list[int]:
+    """Find the processes of the engines below the job's."""
+    below = psutil.Process(job.process.pid).children(recursive=True)
+    named = [(p.pid, process_title(p)) for p in below]
+    return sorted(pid for pid, name in named if "ServeReplica" in name and ":engine-" in name)
+
+
+def wait_for_engines(job: ServeJob, count: int) -> None:
+    """Wait until so many engines are there."""
+    deadline = time.monotonic() + 60
+    while len(engine_pids(job)) != count:
+        assert time.monotonic() < deadline, engine_pids(job)
+        time.sleep(0.5)
+
+
+def served_metric(job: ServeJob, name: str) -> float:
+    """Read the sum of a metric over its labels."""
+    lines = httpx.get(f"{job.url}/metrics", timeout=60).text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def stream(job: ServeJob, body: dict[str, Any]) -> tuple[str, str]:
+    """Stream one answer; gives its text, and how it ended."""
+    text = ""
+    try:
+        with httpx.stream("POST", job.url + CHAT, json=body, timeout=60) as response:
+            if response.status_code != 200:
+                return "", f"status {response.status_code}"
+            for line in response.iter_lines():
+                if line == "data: [DONE]":
+                    return text, "done"
+                if line:
+                    chunk = json.loads(line.removeprefix("data: "))
+                    if "error" in chunk:
+                        return text, "error"
+                    text += "".join(c["delta"].get("content") or "" for c in chunk["choices"])
+    except httpx.HTTPError as error:
+        return text, type(error).__name__
+    return text, "broken"
+
+
+@pytest.mark.cluster
+def test_the_job_answers_on_one_port(served: ServeJob) -> None:
+    answer = served.post(SKY)
+    page = httpx.get(f"{served.url}/", follow_redirects=True, timeout=60)
+
+    assert answer.json()["choices"][0]["message"]["content"] == WEATHER
+    assert page.status_code == 200
+    assert "text/html" in page.headers["content-type"]
+    assert any(f"{served.url}/v1" in line for line in served.lines)
+    assert any(f"{served.url}/chat" in line for line in served.lines)
+
+
+@pytest.mark.cluster
+def test_newer_weights_are_taken_up_and_no_stream_is_dropped(
+    served: ServeJob, storage: Path
+) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        running = [pool.submit(stream, served, LONG) for _ in range(8)]
+        save_chat_run(storage, steps=(20,))
+        ended = [future.result()[1] for future in running]
+    time.sleep(3)
+    after = served.post(SKY)
+
+    assert ended == ["done"] * 8
+    assert after.json()["choices"][0]["message"]["content"] == WEATHER
+
+
+@pytest.mark.cluster
+def test_a_killed_engine_breaks_only_its_own_streams_and_each_of_them_cleanly(
+    served: ServeJob,
+) -> None:
+    assert len(engine_pids(served)) == 2
+    with ThreadPoolExecutor(24) as pool:
+        running = [pool.submit(stream, served, LONG) for _ in range(16)]
+        while served_metric(served, "vllm:num_requests_running") < 10:
+            time.sleep(0.02)
+        os.kill(engine_pids(served)[0], signal.SIGKILL)
+        later = [pool.submit(stream, served, SKY | {"stream": True}) for _ in range(8)]
+        ended = [future.result()[1] for future in running]
+        after = [future.result() for future in later]
+
+    assert set(ended) == {"done", "error"}
+    assert ended.count("error") < 16
+    assert after == [(WEATHER, "done")] * 8
+    wait_for_engines(served, 2)
+
+
+@pytest.mark.cluster
+def test_an_engine_that_is_stuck_is_replaced(served: ServeJob) -> None:
+    stuck, other = engine_pids(served)
+    os.kill(stuck, signal.SIGSTOP)
+    try:
+        deadline = time.monotonic() + 90
+        while stuck in engine_pids(served) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        replaced = stuck not in engine_pids(served)
+    finally:
+        if stuck in engine_pids(served):
+            os.kill(stuck, signal.SIGCONT)
+    wait_for_engines(served, 2)
+
+    assert replaced
+    assert other in engine_pids(served)
+    assert stream(served, SKY | {"stream": True}) == (WEATHER, "done")
+
+
+@pytest.mark.cluster
+def test_ctrl_c_lets_the_answers_in_the_making_end(storage: Path) -> None:
+    job = ServeJob(storage)
+    job.wait_ready()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(stream, job, LONG)
+        while served_metric(job, "vllm:num_requests_running") < 1:
+            time.sleep(0.02)
+        code = job.stop()
+        ended = running.result()[1]
+
+    assert (ended, code) == ("done", 0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--run", "nowhere"), "has no checkpoint"),
+        (("--host", "0.0.0.0"), "open to everyone"),
+        (("--num-replicas", "0"), "--num-replicas 0"),
+    ],
+)
+@pytest.mark.cluster
+def test_what_cannot_be_served_is_said_in_one_line(
+    storage: Path, flags: tuple[str, ...], said: str
+) -> None:
+    job = ServeJob(storage, *flags)
+
+    code = job.process.wait(timeout=90)
+    job.reader.join()
+
+    assert code == 2
+    assert said in job.lines[-1]
+    assert job.lines[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("fields", "cluster", "share"),
+    [
+        ({}, {"CPU": 8.0}, 8.0),
+        ({"num_replicas": "1:4"}, {"CPU": 8.0}, 2.0),
+        ({"others": ("b",)}, {"CPU": 2.0}, 1.0),
+        ({"num_replicas": "3"}, {"CPU": 2.0}, 0.66),
+    ],
+)
+def test_engines_share_the_cpus_of_a_cluster(
+    fields: dict[str, Any],
+    cluster: dict[str, float],
+    share: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+
+    assert replica_share(ServeConfig(run="a", **fields), cluster).cpus == share
+
+
+def test_each_engine_gets_a_gpu_where_there_are_any() -> None:
+    share = replica_share(ServeConfig(run="a"), {"CPU": 8.0, "GPU": 2.0})
+
+    assert (share.cpus, share.gpus) == (1, 1)
+
+
+def test_a_replica_whose_engine_is_stuck_or_has_failed_is_not_healthy(storage: Path) -> None:
+    config = ServeConfig(run="chat", dtype="float32", stuck_seconds=0.2, poll_seconds=60)
+    replica = ChatModel(str(storage), "chat@10", config, 1)
+    healthy = check(replica)
+    resume = threading.Event()
+
+    replica.engine._wish(resume.wait)
+    time.sleep(0.5)
+    stuck = check(replica)
+    resume.set()
+    replica.engine._wish(lambda: 1 // 0)
+    time.sleep(0.5)
+    failed = check(replica)
+
+    assert healthy == ""
+    assert "has made no step for" in stuck
+    assert "ZeroDivisionError" in failed
+
+
+def check(replica: ChatModel) -> str:
+    """Ask a replica for its health; gives what is wrong."""
+    try:
+        asyncio.run(replica.check_health())
+    except RuntimeError as error:
+        return str(error)
+    return ""

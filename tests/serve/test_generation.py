@@ -1,0 +1,161 @@
+"""A request's way through the server, over scripted steps of an engine."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+
+import pytest
+
+from nanoray.config import InputError
+from nanoray.inference.sampling import SamplingParams
+from nanoray.inference.sequence import FinishReason, TokenOutput
+from nanoray.inference.tools import Part
+from nanoray.serve.admission import Admission
+from nanoray.serve.backend import ServedModel, Step
+from nanoray.serve.errors import APIError
+from nanoray.serve.generation import Generation, Generations, sse
+from nanoray.serve.server_metrics import ServerMetrics
+from nanoray.serve.settings import ApiSettings
+from nanoray.text.tokenizer import Tokenizer
+
+PARAMS = SamplingParams(max_tokens=5)
+
+
+class Script:
+    """Steps that a model gives, errors among them; notes when it was closed."""
+
+    def __init__(self, *items: object) -> None:
+        self.items, self.closed = items, 0
+
+    async def generate(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Step]:
+        try:
+            for item in self.items:
+                await asyncio.sleep(item if isinstance(item, float) else 0)
+                if isinstance(item, Exception):
+                    raise item
+                if isinstance(item, Step):
+                    yield item
+        finally:
+            self.closed += 1
+
+
+def step(token: int, end: FinishReason | None = None) -> Step:
+    output = TokenOutput(request=0, sample=0, token=token, part=Part.TEXT, finish_reason=end)
+    return Step([output], "r", 0.0)
+
+
+def maker(script: Script, **settings: float) -> Callable[[], Generation]:
+    model = ServedModel("m", Tokenizer([]), 64, script.generate)
+    return partial(
+        Generation,
+        model,
+        [1],
+        PARAMS,
+        ApiSettings(**settings),
+        ServerMetrics(),  # type: ignore[arg-type]
+    )
+
+
+def tokens_of(*scripts: Script, admission: Admission, **settings: float) -> list[tuple[int, int]]:
+    """Run a request of several prompts to its end; gives (prompt, token) as they came."""
+
+    async def run() -> list[tuple[int, int]]:
+        generations = Generations(admission, len(scripts))
+        await generations.begin([maker(script, **settings) for script in scripts])
+        try:
+            return [(i, s.outputs[0].token) async for i, s in generations.merged()]
+        finally:
+            await generations.close()
+
+    return asyncio.run(run())
+
+
+END = FinishReason.STOP
+
+
+def test_steps_come_in_order_and_everything_is_given_back() -> None:
+    admission, script = Admission(4), Script(step(1), step(2), step(3, END))
+
+    tokens = tokens_of(script, admission=admission)
+
+    assert tokens == [(0, 1), (0, 2), (0, 3)]
+    assert (admission.taken, script.closed) == (0, 1)
+
+
+def test_steps_of_several_prompts_come_as_they_are_made() -> None:
+    admission = Admission(4)
+    slow, fast = Script(step(1), 0.05, step(2, END)), Script(step(3), step(4, END))
+
+    tokens = tokens_of(slow, fast, admission=admission)
+
+    assert sorted(tokens) == [(0, 1), (0, 2), (1, 3), (1, 4)]
+    assert tokens[-1] == (0, 2)
+    assert (admission.taken, slow.closed, fast.closed) == (0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("item", "status"),
+    [
+        (InputError("bad prompt"), 400),
+        (APIError(429, "full"), 429),
+        (ConnectionError("gone"), 503),
+        (1.0, 429),
+    ],
+)
+def test_what_goes_wrong_before_the_first_token_has_a_status(item: object, status: int) -> None:
+    admission = Admission(4)
+    well, ill = Script(step(1), step(2, END)), Script(item, step(1, END))
+
+    with pytest.raises(APIError) as caught:
+        tokens_of(well, ill, admission=admission, first_token_seconds=0.1)
+
+    assert caught.value.status == status
+    assert (admission.taken, well.closed, ill.closed) == (0, 1, 1)
+
+
+def test_what_goes_wrong_later_comes_where_it_happened() -> None:
+    admission, script = Admission(4), Script(step(1), ConnectionError("gone"))
+
+    with pytest.raises(APIError, match="replica failed") as caught:
+        tokens_of(script, admission=admission)
+
+    assert (caught.value.status, admission.taken) == (503, 0)
+
+
+def test_after_the_deadline_an_answer_ends_by_its_length() -> None:
+    async def run() -> list[Step]:
+        script = Script(step(1), 0.1, step(2), step(3), step(4, END))
+        generation = maker(script, answer_seconds=0.05)()
+        await generation.begin()
+        steps = [item async for item in generation.steps()]
+        await generation.close()
+        return steps
+
+    steps = asyncio.run(run())
+
+    assert [s.outputs[0].token for s in steps] == [1, 2]
+    assert steps[-1].outputs[0].finish_reason is FinishReason.LENGTH
+
+
+def test_without_a_place_nothing_is_begun() -> None:
+    script = Script(step(1, END))
+
+    with pytest.raises(APIError):
+        tokens_of(script, script, admission=Admission(1))
+
+    assert script.closed == 0
+
+
+def test_a_stream_ends_by_saying_so_after_an_error_too() -> None:
+    async def events() -> AsyncIterator[dict[str, object]]:
+        yield {"a": "é"}
+        raise APIError(503, "gone")
+
+    async def run() -> bytes:
+        return b"".join([part async for part in sse(events())])
+
+    written = asyncio.run(run()).decode().split("\n\n")
+
+    assert written[0] == 'data: {"a":"é"}'
+    assert '"message":"gone"' in written[1]
+    assert written[2:] == ["data: [DONE]", ""]

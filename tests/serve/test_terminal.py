@@ -1,0 +1,106 @@
+"""A chat in the terminal, as its user sees it."""
+
+import asyncio
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from nanoray.config import InputError
+from nanoray.serve.chat_client import AnswerError, ChatClient
+from nanoray.serve.terminal import Chat, ChatConfig
+from tests.chat_run import EMOJI, WEATHER
+from tests.serve.server import LocalServer
+
+JOB = Path(__file__).parents[2] / "jobs" / "chat.py"
+
+
+def make_chat(url: str, **fields) -> tuple[Chat, io.StringIO]:
+    text = io.StringIO()
+    config = ChatConfig(url=url, temperature=0, **fields)
+    return Chat(config, ChatClient(url), Console(file=text, width=200)), text
+
+
+def test_an_answer_is_printed_and_kept(server: LocalServer) -> None:
+    chat, text = make_chat(server.url)
+
+    asyncio.run(chat.ask("Show me emoji"))
+
+    assert text.getvalue() == EMOJI + "\n"
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"]
+
+
+def test_a_tool_call_is_shown_where_it_happened(server: LocalServer) -> None:
+    chat, text = make_chat(server.url)
+
+    asyncio.run(chat.ask("What is 12*(3+4)?"))
+
+    assert text.getvalue() == "Let me see. [12*(3+4) = 84]It is 84.\n"
+
+
+def test_a_question_without_answer_is_not_kept() -> None:
+    chat, _ = make_chat("http://127.0.0.1:9")
+
+    with pytest.raises(AnswerError):
+        asyncio.run(chat.ask("hello"))
+
+    assert chat.messages == []
+
+
+def test_commands_change_what_is_asked() -> None:
+    chat, _ = make_chat("http://127.0.0.1:9")
+    chat.messages = [{"role": "user", "content": "x"}]
+
+    for line in ("/system be kind", "/temperature 0.5", "/topk 7", "/clear"):
+        chat.command(line)
+
+    assert (chat.system, chat.messages) == ("be kind", [])
+    assert (chat.settings["temperature"], chat.settings["top_k"]) == (0.5, 7)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("/temperature hot", "needs a number, not 'hot'"), ("/what", "/clear begins")],
+)
+def test_commands_that_say_nothing_are_explained(line: str, said: str) -> None:
+    chat, _ = make_chat("http://127.0.0.1:9")
+
+    with pytest.raises(InputError, match=said):
+        chat.command(line)
+
+
+def run_job(*arguments: str, say: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(JOB), *arguments],
+        input=say,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_the_job_answers_one_question(server: LocalServer) -> None:
+    done = run_job("--url", server.url, "--temperature", "0", "--prompt", "What color is the sky?")
+
+    assert (done.returncode, done.stdout) == (0, WEATHER + "\n")
+
+
+def test_the_job_talks_until_the_input_ends(server: LocalServer) -> None:
+    said = "What color is the sky?\n/what\n/quit\n"
+
+    done = run_job("--url", server.url, "--temperature", "0", say=said)
+
+    assert done.returncode == 0
+    assert WEATHER in done.stdout
+    assert "/clear begins anew" in done.stdout
+
+
+def test_the_job_says_in_one_line_that_nobody_is_there() -> None:
+    done = run_job("--url", "http://127.0.0.1:9", "--prompt", "hello")
+
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "The server at http://127.0.0.1:9 does not answer" in done.stderr

@@ -1,0 +1,80 @@
+"""Plain completions: echo, and what is known of the tokens of a prompt."""
+
+from typing import Any
+
+import pytest
+
+from nanoray.inference.sequence import FinishReason, TokenLogprobs, TokenOutput
+from nanoray.inference.tools import Part
+from nanoray.serve.protocol import CompletionRequest
+from nanoray.serve.text_completions import CompletionChoice
+from nanoray.text.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer([])
+BOS = TOKENIZER.bos_id
+
+
+def known(token: int) -> TokenLogprobs:
+    return TokenLogprobs(token, -float(token) / 100, ())
+
+
+def choice(prompt: Any, **fields: Any) -> CompletionChoice:
+    body = CompletionRequest.model_validate({"prompt": prompt, "logprobs": 1, **fields})
+    return CompletionChoice(body, TOKENIZER, 0, prompt)
+
+
+def last_output(prompt_ids: list[int], *, scored: bool = True) -> TokenOutput:
+    prompt_logprobs = (None, *map(known, prompt_ids[1:])) if scored else ()
+    return TokenOutput(
+        request=0,
+        sample=0,
+        token=ord("z"),
+        part=Part.TEXT,
+        text="z",
+        logprobs=known(ord("z")),
+        prompt_logprobs=prompt_logprobs,
+        finish_reason=FinishReason.LENGTH,
+    )
+
+
+def test_an_echo_of_ids_has_all_of_them_and_nothing_is_known_of_the_first() -> None:
+    echoed = choice([BOS, 65, 66], echo=True)
+
+    text = echoed.add(last_output([BOS, 65, 66]))
+
+    logprobs = echoed.logprobs.take()
+    assert text == "ABz"
+    assert logprobs["tokens"] == ["<|bos|>", "A", "B", "z"]
+    assert logprobs["token_logprobs"] == [None, -0.65, -0.66, -1.22]
+
+
+def test_an_echo_of_text_counts_its_own_tokens_only() -> None:
+    echoed = choice("AB", echo=True)
+
+    text = echoed.add(last_output([BOS, 65, 66]))
+
+    logprobs = echoed.logprobs.take()
+    assert text == "ABz"
+    assert logprobs["tokens"] == ["A", "B", "z"]
+    assert logprobs["token_logprobs"] == [None, -0.66, -1.22]
+    assert logprobs["text_offset"] == [0, 1, 2]
+
+
+def test_without_tokens_to_make_only_the_prompt_is_told() -> None:
+    echoed = choice([BOS, 65], echo=True, max_tokens=0)
+
+    text = echoed.add(last_output([BOS, 65]))
+
+    assert text == "A"
+    assert echoed.logprobs.take()["tokens"] == ["<|bos|>", "A"]
+
+
+@pytest.mark.parametrize("prompt", ["AB", [65, 66]])
+def test_an_echo_without_logprobs_is_text_alone(prompt: Any) -> None:
+    echoed = choice(prompt, echo=True)
+
+    assert echoed.add(last_output([], scored=False)) == "ABz"
+
+
+def test_without_echo_the_prompt_is_not_told() -> None:
+    assert choice("AB").add(last_output([65])) == "z"
