@@ -33,9 +33,11 @@ pretrain: $(READY)
 	$(BIN)/python jobs/pretrain.py --run $(RUN) --total-batch-tokens 8192 --num-steps 360 --validate-every 120
 
 test: $(READY)
+	bash scripts/test_packages.sh
 	$(BIN)/python -m pytest -m "not slow and not gpu" --durations=20
 
 test-slow: $(READY)
+	bash scripts/test_packages.sh
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 lint: $(READY)

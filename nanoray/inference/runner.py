@@ -5,6 +5,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from nanoray.inference.decode_graphs import DecodeGraphs
 from nanoray.inference.scheduler import Chunk
 from nanoray.model.attention import fastest_kernels
 from nanoray.model.gpt import GPT
@@ -20,7 +21,12 @@ class Runner:
         self.device = model.unembedding.weight.device
         self.block_size = block_size
         shape = (config.num_layers, config.num_kv_heads, config.head_dim)
-        self.cache = KVCache(shape, num_blocks, block_size, model.compute_dtype, self.device)
+        dtype = model.compute_dtype
+        # One block more than the block manager knows of: the one that padding writes to.
+        self.cache = KVCache(shape, num_blocks + 1, block_size, dtype, self.device)
+        self.graphs: DecodeGraphs | None = None
+        if self.device.type == "cuda":
+            self.graphs = DecodeGraphs(model, self.cache, num_blocks)
 
     @torch.inference_mode()
     def run(self, chunks: list[Chunk], cleared_blocks: list[int]) -> list[Tensor | None]:
@@ -37,13 +43,7 @@ class Runner:
         """
         if cleared_blocks:
             self.cache.clear(cleared_blocks)
-        ids = [
-            token for chunk in chunks for token in chunk.sequence.tokens[chunk.start : chunk.end]
-        ]
-        with fastest_kernels(self.device):
-            hidden = self.model.hidden_cached(
-                torch.tensor(ids, device=self.device), self.cache, self.layout(chunks)
-            )  # (N, D)
+        hidden = self._hidden(chunks)  # (N, D)
         ends = list(itertools.accumulate(chunk.end - chunk.start for chunk in chunks))
         wanted = [self._wanted_rows(chunk, end) for chunk, end in zip(chunks, ends, strict=True)]
         rows = [row for part in wanted for row in part]
@@ -52,6 +52,15 @@ class Runner:
         logits = self.model.logits(hidden[torch.tensor(rows, device=self.device)])
         parts = logits.split([len(part) for part in wanted])
         return [part if len(part) else None for part in parts]
+
+    def _hidden(self, chunks: list[Chunk]) -> Tensor:
+        """Compute the normed residual stream of all tokens of a step, (N, D)."""
+        tokens = [t for chunk in chunks for t in chunk.sequence.tokens[chunk.start : chunk.end]]
+        ids, layout = self._tensor(tokens), self.layout(chunks)
+        with fastest_kernels(self.device):
+            if self.graphs is not None and not layout.spans:
+                return self.graphs.hidden(ids, layout)
+            return self.model.hidden_cached(ids, self.cache, layout)
 
     def _wanted_rows(self, chunk: Chunk, end: int) -> list[int]:
         """Give the rows of the pass whose logits are needed; the chunk's last row is `end` - 1."""

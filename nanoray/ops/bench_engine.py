@@ -4,7 +4,9 @@ import gc
 import json
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psutil
@@ -20,6 +22,7 @@ from nanoray.model.scaling import gpt_config
 from nanoray.text.tokenizer import SMALLEST_VOCABULARY, Tokenizer
 from nanoray.train.device import training_dtype
 
+Run = Callable[[list[list[int]], int], dict[str, float]]
 COPY_BYTES = 2**28
 COPY_REPEATS = 8
 
@@ -74,20 +77,18 @@ def bench_engine(config: EngineBench) -> str:
     engine_config = EngineConfig(max_sequences=max(sizes), step_tokens=max(512, max(sizes)))
     engine = Engine(model, any_tokenizer(config.vocab_size), engine_config)
     bandwidth = copy_bytes_per_second(device, dtype)
-    ways = {f"engine, {size} at once": (engine_run, engine, size) for size in sizes}
+    ways: dict[str, tuple[Run, int]] = {
+        f"engine, {size} at once": (partial(engine_run, engine), size) for size in sizes
+    }
     if theirs is not None:
-        ways |= {
-            f"transformers, {how}": (run, theirs, size)
-            for how, run, size in (
-                ("1 at once", transformers_run, 1),
-                (f"{max(sizes)} one by one", transformers_one_by_one, max(sizes)),
-                (f"{max(sizes)} batched", transformers_run, max(sizes)),
-            )
-        }
+        most, at_once = max(sizes), partial(transformers_run, theirs)
+        ways["transformers, 1 at once"] = (at_once, 1)
+        ways[f"transformers, {most} one by one"] = (partial(transformers_serial, theirs), most)
+        ways[f"transformers, {most} batched"] = (at_once, most)
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for turn in range(config.repeats + 1):
-        for name, (run, subject, size) in ways.items():
-            result = run(subject, prompts(config, size, turn), config.answer_tokens)
+        for name, (run, size) in ways.items():
+            result = run(prompts(config, size, turn), config.answer_tokens)
             if turn:  # the first turn warms up
                 measured[name].append(result)
     card = {
@@ -154,9 +155,9 @@ class TransformersModel:
         from transformers import NanoChatConfig, NanoChatForCausalLM
 
         config = NanoChatConfig(**transformers_config(model.config))
-        self.model: Any = NanoChatForCausalLM(config)  # Any: an optional dependency
-        self.model.load_state_dict(transformers_weights(model.state_dict()))
-        self.model = self.model.to(device, model.compute_dtype).eval()
+        theirs: Any = NanoChatForCausalLM(config)  # Any: an optional dependency
+        theirs.load_state_dict(transformers_weights(model.state_dict()))
+        self.model = theirs.to(device, model.compute_dtype).eval()
         self.device = device
 
 
@@ -179,7 +180,7 @@ def transformers_run(
     return {"tokens_per_second": len(batch) * count / (time.perf_counter() - began)}
 
 
-def transformers_one_by_one(
+def transformers_serial(
     theirs: TransformersModel, batch: list[list[int]], count: int
 ) -> dict[str, float]:
     """Answer a batch prompt by prompt."""

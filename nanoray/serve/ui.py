@@ -123,7 +123,7 @@ class ChatPage:
             flagging_mode="never",
             api_name="chat",
         )
-        speed.render()
+        speed.render()  # type: ignore[no-untyped-call]
 
     def compare_tab(self) -> None:
         """Build the page with two conversations, side by side."""

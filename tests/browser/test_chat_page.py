@@ -1,7 +1,6 @@
 """The chat page as its user drives it."""
 
 import json
-import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -26,11 +25,15 @@ class Visit:
         self.page.set_default_timeout(WAIT)
         self.complaints: list[str] = []
         self.requests: list[str] = []
-        self.page.on("console", lambda m: m.type == "error" and self.complaints.append(m.text))
+        self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(f"{url}/chat/")
         self.page.get_by_label("Message", exact=True).wait_for()
+
+    def _hear(self, message: Any) -> None:
+        if message.type == "error":
+            self.complaints.append(message.text)
 
     def set_slider(self, name: str, value: float) -> None:
         """Type a value into a slider's number."""
@@ -70,7 +73,9 @@ def visit(browser: Any, page_server: LocalServer) -> Iterator[Visit]:
     visit.be_greedy()
     yield visit
     visit.close()
-    outside = [url for url in visit.requests if not url.startswith((page_server.url, "data:", "blob:"))]
+    outside = [
+        url for url in visit.requests if not url.startswith((page_server.url, "data:", "blob:"))
+    ]
     assert outside == []
     assert visit.complaints == []
 
@@ -110,3 +115,125 @@ def test_html_of_the_model_and_of_the_user_is_inert(visit: Visit) -> None:
 
     assert visit.page.evaluate("window.hacked") is None
     assert visit.page.locator("[role=log] img[onerror]").count() == 0
+
+
+def test_stop_ends_the_answer_and_frees_its_place(visit: Visit, page_server: LocalServer) -> None:
+    engine = page_server.thread.engine
+    visit.set_slider("Max tokens", 200)
+
+    visit.ask("Count")
+    visit.page.locator(".bot.message", has_text="one").last.wait_for()
+    visit.page.get_by_role("button", name="Stop").click()
+    deadline = time.monotonic() + 2
+    while engine.has_work and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+    assert not engine.has_work
+    assert page_server.api.admission.taken == 0
+
+
+def test_retry_undo_and_edit(visit: Visit) -> None:
+    visit.ask("What color is the sky?")
+    visit.wait_for_answer(WEATHER)
+
+    visit.page.get_by_label("Retry").last.click()
+    visit.wait_for_answer(WEATHER)
+    retried = visit.answers()
+    visit.page.get_by_label("Undo").last.click()
+    visit.page.locator(".bot.message").first.wait_for(state="detached")
+    box = visit.page.get_by_label("Message", exact=True)
+    undone = box.input_value()
+    visit.ask("Count")
+    visit.wait_for_answer("ten")
+    visit.page.get_by_label("Edit").last.click()
+    editor = visit.page.locator("textarea.edit-textarea, .edit-textarea textarea").first
+    editor.fill("Show me emoji")
+    visit.page.get_by_label("Submit").first.click()
+    visit.wait_for_answer(EMOJI)
+
+    assert retried == [WEATHER]
+    assert undone == "What color is the sky?"
+
+
+def test_controls_reach_the_request(visit: Visit, page_server: LocalServer) -> None:
+    visit.set_slider("Top k", 7)
+    visit.set_slider("Max tokens", 9)
+    visit.page.get_by_label("System prompt").first.fill("Be brief.")
+    visit.page.get_by_label("System prompt").first.press("Tab")
+
+    visit.ask("What color is the sky?")
+    visit.page.locator(".bot.message").first.wait_for()
+    body = json.loads(page_server.recorder.bodies[-1])
+
+    assert (body["temperature"], body["top_k"], body["max_tokens"]) == (0, 7, 9)
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+
+
+def test_the_history_survives_a_reload(visit: Visit) -> None:
+    visit.ask("What color is the sky?")
+    visit.wait_for_answer(WEATHER)
+    time.sleep(1)
+
+    visit.page.reload()
+    visit.page.get_by_label("Message", exact=True).wait_for()
+    visit.page.get_by_text("What color is the sky?").first.click()
+
+    visit.page.locator(".bot.message", has_text=WEATHER).wait_for()
+
+
+def test_two_models_answer_side_by_side(visit: Visit) -> None:
+    visit.page.get_by_role("tab", name="Compare").click()
+    box = visit.page.get_by_label("Message to both")
+    box.wait_for()
+    box.fill("Count")
+    box.press("Enter")
+
+    visit.page.locator(".bot.message:visible").nth(1).wait_for()
+
+
+def test_an_engine_that_fails_is_told_and_the_question_stays(browser: Any) -> None:
+    with serve(ApiSettings(), page=True) as server:
+        visit = Visit(browser, server.url)
+        server.thread.engine.runner = None  # type: ignore[assignment]
+
+        visit.ask("What color is the sky?")
+        visit.page.get_by_text("The server could not answer").wait_for()
+
+        assert visit.page.locator(".user.message").inner_text().strip() == "What color is the sky?"
+        visit.close()
+
+
+def test_several_visitors_are_answered_at_once(browser: Any, page_server: LocalServer) -> None:
+    visits = [Visit(browser, page_server.url) for _ in range(3)]
+    for visit in visits:
+        visit.be_greedy()
+    for visit in visits:
+        visit.ask("Count")
+
+    for visit in visits:
+        visit.wait_for_answer("ten one two")
+        visit.close()
+
+
+def test_every_control_has_a_name(visit: Visit) -> None:
+    nameless = visit.page.evaluate(
+        """() => [...document.querySelectorAll('button, input, textarea')]
+            .filter(e => e.offsetParent && !(e.ariaLabel || e.textContent.trim() || e.title
+                || e.placeholder || e.labels?.length))
+            .map(e => e.outerHTML.slice(0, 120))"""
+    )
+
+    assert nameless == []
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(
+    browser: Any, page_server: LocalServer
+) -> None:
+    visit = Visit(browser, page_server.url, viewport={"width": 390, "height": 844})
+    visit.ask("Count")
+    visit.page.locator(".bot.message").first.wait_for()
+
+    width = visit.page.evaluate("document.documentElement.scrollWidth")
+    visit.close()
+
+    assert width <= 390

@@ -10,7 +10,7 @@ from nanoray.text.chat import render_for_completion
 from nanoray.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer([])
-USER = {"role": "user", "content": "U"}
+USER: dict[str, Any] = {"role": "user", "content": "U"}
 
 
 def test_a_conversation_is_rendered_as_in_training() -> None:
@@ -34,7 +34,7 @@ def test_tool_events_become_the_parts_they_came_from() -> None:
 
     ids = chat_prompt(messages, TOKENIZER)
 
-    trained = [USER, {"role": "assistant", "content": parts}, USER]
+    trained: list[dict[str, Any]] = [USER, {"role": "assistant", "content": parts}, USER]
     last = {"role": "assistant", "content": ""}
     assert ids == render_for_completion([*trained, last], TOKENIZER)
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,7 @@ def step(token: int, end: FinishReason | None = None) -> Step:
     return Step([output], "r", 0.0)
 
 
-def maker(script: Script, **settings: float) -> Callable[[], Generation]:
+def maker(script: Script, **settings: Any) -> Callable[[], Generation]:
     model = ServedModel("m", Tokenizer([]), 64, script.generate)
     return partial(
         Generation,
@@ -52,11 +53,11 @@ def maker(script: Script, **settings: float) -> Callable[[], Generation]:
         [1],
         PARAMS,
         ApiSettings(**settings),
-        ServerMetrics(),  # type: ignore[arg-type]
+        ServerMetrics(),
     )
 
 
-def tokens_of(*scripts: Script, admission: Admission, **settings: float) -> list[tuple[int, int]]:
+def tokens_of(*scripts: Script, admission: Admission, **settings: Any) -> list[tuple[int, int]]:
     """Run a request of several prompts to its end; gives (prompt, token) as they came."""
 
     async def run() -> list[tuple[int, int]]:
