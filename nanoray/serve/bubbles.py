@@ -1,8 +1,12 @@
 """Answers as the bubbles of a chat page, and bubbles back to the messages of a request."""
 
+import re
 from typing import Any
 
 Json = dict[str, Any]  # Any: JSON
+
+CODE = re.compile(r"(```.*?(?:```|$)|`[^`\n]*`)", re.DOTALL)
+"""A block or a span of code in Markdown."""
 
 TOOL_TITLE = "python: "
 ERROR_TITLE = "The server could not answer"
@@ -27,6 +31,24 @@ def as_bubbles(content: str, tool_events: list[Json]) -> list[Json]:
 def text_bubble(text: str) -> Json:
     """Give a text of the assistant."""
     return {"role": "assistant", "content": text}
+
+
+def show_html_as_text(text: str) -> str:
+    """Let Markdown show the tags of a text instead of obeying them; code stands as it is."""
+    return outside_of_code(text, "<", "&lt;")
+
+
+def text_of_shown(text: str) -> str:
+    """Undo `show_html_as_text`."""
+    return outside_of_code(text, "&lt;", "<")
+
+
+def outside_of_code(text: str, old: str, new: str) -> str:
+    """Replace something wherever Markdown does not show it as it stands."""
+    parts = CODE.split(text)
+    return "".join(
+        part if index % 2 else part.replace(old, new) for index, part in enumerate(parts)
+    )
 
 
 def error_bubble(problem: str) -> Json:

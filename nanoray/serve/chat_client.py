@@ -76,6 +76,22 @@ class ChatClient:
                 raise AnswerError(problem_of(response))
             return [model["id"] for model in response.json()["data"]]
 
+    async def room(self, body: dict[str, Any]) -> int:  # Any: JSON
+        """Give how many tokens an answer to some messages could have; below 1 if none.
+
+        Raises:
+            AnswerError: as its text says.
+        """
+        asked = {"model": body.get("model"), "messages": body["messages"]}
+        async with httpx.AsyncClient(headers=self.headers, timeout=self.timeout) as client:
+            try:
+                response = await client.post(f"{self.url}/tokenize", json=asked)
+            except httpx.HTTPError as error:
+                raise self._unreachable(error) from error
+            if response.is_error:
+                raise AnswerError(problem_of(response))
+            return int(response.json()["max_model_len"]) - int(response.json()["count"])
+
     async def answer(self, body: dict[str, Any]) -> AsyncIterator[Answer]:  # Any: JSON
         """Yield the answer each time it has grown; closing this ends it at the server.
 

@@ -55,6 +55,7 @@ class ServerMetrics:
         """Begin to watch a request."""
         self.prompt_tokens.labels(model).inc(num_prompt_tokens)
         self.waiting.labels(model).inc(num_samples)
+        self.running.labels(model).inc(0)
         return Watch(self, model, num_samples)
 
 

@@ -4,14 +4,21 @@ import os
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
-from starlette.responses import RedirectResponse
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nanoray.serve.bubbles import as_bubbles, as_messages, error_bubble
+from nanoray.serve.bubbles import (
+    as_bubbles,
+    as_messages,
+    error_bubble,
+    show_html_as_text,
+    text_of_shown,
+)
 from nanoray.serve.chat_client import AnswerError, ChatClient
 
 PATH = "/chat"
@@ -27,8 +34,8 @@ LABEL_JS = """
 () => {
   const label = () => {
     for (const log of document.querySelectorAll('[role="log"]')) log.ariaLive = 'polite';
-    for (const button of document.querySelectorAll('button:not([aria-label])'))
-      if (!button.textContent.trim() && button.title) button.ariaLabel = button.title;
+    for (const button of document.querySelectorAll('.submit-button')) button.ariaLabel ||= 'Send';
+    for (const button of document.querySelectorAll('.stop-button')) button.ariaLabel ||= 'Stop';
   };
   new MutationObserver(label).observe(document.body, {childList: true, subtree: true});
   label();
@@ -36,7 +43,42 @@ LABEL_JS = """
 """
 """Gradio leaves some buttons without a name, which a screen reader then cannot read out."""
 
+SECURITY_POLICY = (
+    "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; connect-src 'self' data: blob:; "
+    "object-src 'none'; base-uri 'self'; frame-ancestors 'self'"
+)
+"""Gradio's page is made of inline scripts."""
+
 Bubbles = list[dict[str, Any]]  # Any: Gradio's messages
+
+
+def plain_chatbot(**options: Any) -> gr.Chatbot:  # Any: Gradio's options
+    """Build a conversation in which the tags of a text are shown, not obeyed: nothing is fetched.
+
+    The methods are replaced on the object: of a subclass Gradio writes an interface file beside the
+    source.
+    """
+    chatbot = gr.Chatbot(allow_tags=False, **options)
+    show, read = chatbot.postprocess, chatbot.preprocess
+    chatbot.postprocess = lambda value: show(with_texts(value, show_html_as_text))  # type: ignore[method-assign]
+    chatbot.preprocess = lambda payload: with_texts(read(payload), text_of_shown)  # type: ignore[method-assign]
+    return chatbot
+
+
+def with_texts(bubbles: Any, change: Callable[[str], str]) -> Any:  # Any: Gradio's messages
+    """Change the text of every message; all else stays as it is."""
+    changed = []
+    for bubble in bubbles or []:
+        if isinstance(bubble, dict) and isinstance(bubble.get("content"), str):
+            bubble = {**bubble, "content": change(bubble["content"])}
+        elif isinstance(bubble, dict) and isinstance(bubble.get("content"), list):
+            parts = [
+                {**part, "text": change(part["text"])} if "text" in part else part
+                for part in bubble["content"]
+            ]
+            bubble = {**bubble, "content": parts}
+        changed.append(bubble)
+    return changed
 
 
 class ChatPage:
@@ -62,10 +104,12 @@ class ChatPage:
             "messages": as_messages(asked, system),
             "temperature": temperature,
             "top_k": top_k,
-            "max_tokens": max_tokens,
         }
         bubbles: Bubbles = []
         try:
+            room = await self.client.room(body)
+            if max_tokens < room:
+                body["max_tokens"] = max_tokens
             async for answer in self.client.answer(body):
                 bubbles = as_bubbles(answer.content, answer.tool_events)
                 yield bubbles, answer.speed()
@@ -103,17 +147,24 @@ class ChatPage:
         model = gr.Dropdown(self.models, value=self.models[0], label="Model", render=False)
         gr.ChatInterface(
             self.respond,
-            chatbot=gr.Chatbot(
+            chatbot=plain_chatbot(
                 label="Conversation",
                 height="65vh",
                 buttons=["copy", "copy_all"],
-                allow_tags=False,
                 group_consecutive_messages=True,
                 render=False,
             ),
-            textbox=gr.Textbox(placeholder="Ask something", label="Message", render=False),
+            textbox=gr.Textbox(
+                placeholder="Ask something",
+                label="Message",
+                submit_btn=True,
+                stop_btn=True,
+                render=False,
+            ),
             additional_inputs=[model, *self.settings(render=False)],
-            additional_inputs_accordion="Model and sampling",
+            additional_inputs_accordion=gr.Accordion(
+                "Model and sampling", open=False, render=False
+            ),
             additional_outputs=[speed],
             editable=True,
             save_history=True,
@@ -134,7 +185,7 @@ class ChatPage:
             ]
         with gr.Row():
             sides = [
-                gr.Chatbot(label=label, height="55vh", allow_tags=False, buttons=["copy"])
+                plain_chatbot(label=label, height="55vh", buttons=["copy"])
                 for label in ("Left answer", "Right answer")
             ]
         message = gr.Textbox(label="Message to both", placeholder="Ask both", submit_btn=True)
@@ -168,9 +219,32 @@ class ChatPage:
         return page
 
 
+class NothingFromElsewhere:
+    """Forbids browsers to load anything into the page that this server does not serve.
+
+    A model can write the address of an image, and fetching it would tell its host what was said.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Add the rule to every answer."""
+
+        async def with_rule(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                rule = (b"content-security-policy", SECURITY_POLICY.encode())
+                message = {**message, "headers": [*message.get("headers", ()), rule]}
+            await send(message)
+
+        await self.app(scope, receive, with_rule)
+
+
 def add_page(app: FastAPI, client: ChatClient, models: list[str], max_tokens: int) -> FastAPI:
     """Put the page into an application, under /chat; the address alone leads there."""
-    app.add_api_route("/", lambda: RedirectResponse(PATH), include_in_schema=False)
+    app.add_api_route("/", lambda: RedirectResponse(PATH))
+    app.add_api_route("/favicon.ico", lambda: Response(status_code=204))  # browsers ask for it
+    app.add_middleware(NothingFromElsewhere)
     page = ChatPage(client, models, max_tokens).build()
     return gr.mount_gradio_app(
         app,

@@ -23,7 +23,7 @@ def page_server() -> Iterator[LocalServer]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # as long as it lives, its event loop runs in this thread
 def browser() -> Iterator[Any]:  # Any: an optional dependency
     """One browser for all tests."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -36,7 +36,8 @@ def test_padding_changes_nothing_of_the_step_and_writes_nowhere_else() -> None:
 
     torch.testing.assert_close(given[:3], expected, rtol=1e-5, atol=1e-5)
     assert given.size(0) == 4
-    assert torch.equal(padded.pool[:, :, :8], plain.pool[:, :, :8])
+    # What is written differs in the last bit, because four rows are added up otherwise than three.
+    torch.testing.assert_close(padded.pool[:, :, :8], plain.pool[:, :, :8], rtol=1e-5, atol=1e-5)
 
 
 def _after_cache(

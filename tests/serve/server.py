@@ -1,15 +1,18 @@
 """Starting and stopping servers for tests."""
 
+import asyncio
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanoray.inference.engine import Engine, EngineConfig
@@ -55,7 +58,7 @@ class Recorder:
         async def noting() -> Message:
             message = await receive()
             if scope["type"] == "http" and scope["path"].startswith("/v1/chat"):
-                self.bodies.append(message.get("body", b""))
+                self.bodies += [message["body"]] if message.get("body") else []
             return message
 
         await self.app(scope, noting, send)
@@ -72,10 +75,13 @@ def serve(settings: ApiSettings, *, page: bool = False, **engine_fields) -> Iter
     api = Api({MODEL: model}, settings)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    app = api.app()
-    if page:
-        app = add_page(app, ChatClient(url), [MODEL], context - 1)
-    recorder = Recorder(app)
+
+    async def build() -> FastAPI:  # without a loop that runs, Gradio makes some and leaves them
+        app = api.app()
+        return add_page(app, ChatClient(url), [MODEL], context - 1) if page else app
+
+    with ThreadPoolExecutor(1) as other:  # in this one Playwright may have a loop of its own
+        recorder = Recorder(other.submit(lambda: asyncio.run(build())).result())
     config = uvicorn.Config(recorder, log_level="warning", lifespan="on" if page else "off")
     running = uvicorn.Server(config)
     worker = threading.Thread(target=running.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -381,7 +381,7 @@ def test_mixed_requests_at_once_give_what_each_gives_alone(server: LocalServer) 
             "seed": index,
             "top_k": 5 + index,
         }
-        for index, question in enumerate(list(ANSWERS) * 8)
+        for index, question in enumerate((list(ANSWERS) * 8)[:32])
     ]
 
     def ask(body: dict[str, Any]) -> str:
@@ -391,5 +391,4 @@ def test_mixed_requests_at_once_give_what_each_gives_alone(server: LocalServer) 
     with ThreadPoolExecutor(32) as pool:
         together = list(pool.map(ask, bodies))
 
-    assert len(bodies) == 32
     assert together == alone

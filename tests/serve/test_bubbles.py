@@ -4,7 +4,13 @@ from typing import Any
 
 import pytest
 
-from nanoray.serve.bubbles import as_bubbles, as_messages, error_bubble
+from nanoray.serve.bubbles import (
+    as_bubbles,
+    as_messages,
+    error_bubble,
+    show_html_as_text,
+    text_of_shown,
+)
 
 EVENT = {"id": "a-1", "input": "1+1", "output": "2", "offset": 3, "status": "done"}
 FAILED = {"id": "a-2", "input": "2**9", "output": None, "offset": 3, "status": "failed"}
@@ -50,3 +56,17 @@ def test_a_system_prompt_comes_first_and_an_empty_one_not_at_all() -> None:
 
 def test_an_answer_that_has_not_begun_is_an_empty_bubble() -> None:
     assert as_bubbles("", []) == [{"role": "assistant", "content": ""}]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a <img src=x> b", "a &lt;img src=x> b"),
+        ("`a<b` and c<d", "`a<b` and c&lt;d"),
+        ("```\na<b\n```\nc<d", "```\na<b\n```\nc&lt;d"),
+        ("```\nunfinished <", "```\nunfinished <"),
+    ],
+)
+def test_html_is_shown_as_text_and_code_as_it_stands(text: str, shown: str) -> None:
+    assert show_html_as_text(text) == shown
+    assert text_of_shown(shown) == text

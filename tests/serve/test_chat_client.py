@@ -34,6 +34,14 @@ def test_an_answer_grows_to_the_whole(server: LocalServer) -> None:
     assert "tokens/s" in answer.speed()
 
 
+def test_the_room_for_an_answer_is_what_the_prompt_leaves(server: LocalServer) -> None:
+    room = asyncio.run(ChatClient(server.url).room(SKY))
+
+    _, answer = ask(ChatClient(server.url), {**SKY, "ignore_eos": True})
+
+    assert answer.num_tokens == room
+
+
 def test_tool_calls_come_with_it(server: LocalServer) -> None:
     _, answer = ask(
         ChatClient(server.url),

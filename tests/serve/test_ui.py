@@ -4,6 +4,7 @@ import asyncio
 import json
 from typing import Any
 
+import gradio as gr
 import pytest
 
 from nanoray.serve.bubbles import ERROR_TITLE
@@ -76,7 +77,10 @@ def test_two_models_answer_one_question(page: ChatPage) -> None:
 
 
 def test_the_page_loads_nothing_from_elsewhere(page: ChatPage) -> None:
-    built = page.build()
+    async def build() -> gr.Blocks:  # without a loop that runs, Gradio makes some and leaves them
+        return page.build()
+
+    built = asyncio.run(build())
 
     assert built.analytics_enabled is False
     assert "https://fonts" not in json.dumps(built.get_config_file(), default=str)
