@@ -1,10 +1,16 @@
 """Storage that goes away for a while: waited for, and never taken for one that is empty."""
 
+import contextlib
+import threading
+import time
+
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
 from nanoray import storage
 from nanoray.config import StorageError
+from nanoray.events import read_events
+from nanoray.stages.pretrain import recorded
 from nanoray.storage import RunFolder, with_patience
 
 
@@ -56,3 +62,35 @@ def test_a_stage_whose_files_are_away_is_not_taken_for_a_new_one(tmp_path):
         folder.check_present()
     run.forget_stage("pretrain")
     folder.check_present()
+
+
+def test_the_end_of_a_job_is_recorded_as_soon_as_its_full_disk_has_room_again(small_disk, no_pause):
+    folder = RunFolder(str(small_disk), "r").stage("pretrain")
+    filler = small_disk / "filler"
+
+    def make_room() -> None:
+        time.sleep(0.5)
+        filler.unlink()
+
+    with recorded(folder, patience_seconds=30):
+        with contextlib.suppress(OSError):
+            filler.write_bytes(b"x" * 100_000)
+        # The last page of the file has room for one line more or less.
+        with contextlib.suppress(OSError), open(folder.path("events.jsonl"), "ab", 0) as file:
+            file.write(b"\n" * 5_000)
+        threading.Thread(target=make_room).start()
+
+    assert [event["event"] for event in read_events(folder)] == ["submit", "stop"]
+
+
+def test_a_job_that_failed_tells_of_its_own_failure_where_the_disk_is_full_too(small_disk, caplog):
+    folder = RunFolder(str(small_disk), "r").stage("pretrain")
+
+    with pytest.raises(ZeroDivisionError), recorded(folder, patience_seconds=30):  # noqa: PT012
+        with contextlib.suppress(OSError):
+            (small_disk / "filler").write_bytes(b"x" * 100_000)
+        with contextlib.suppress(OSError), open(folder.path("events.jsonl"), "ab", 0) as file:
+            file.write(b"\n" * 5_000)
+        raise ZeroDivisionError
+
+    assert "could not be told how the job ended" in caplog.text

@@ -37,7 +37,7 @@ from nanoray.stages.pretrain_config import (
 )
 from nanoray.stages.pretrain_worker import STAGE, PretrainJob, validation_rows
 from nanoray.stages.tokenizer import bytes_per_token, learn_tokenizer
-from nanoray.storage import RunFolder, StageFolder, read_json, write_json
+from nanoray.storage import RunFolder, StageFolder, read_json, with_patience, write_json
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.text.tokenizer_file import load_tokenizer, save_tokenizer
 from nanoray.train.checkpoint_files import committed_steps, step_name
@@ -73,7 +73,7 @@ def pretrain(config: PretrainConfig) -> str:
     else:
         append_event(folder, "start", time=began)
         train_on_cluster(job)
-    return finish(job)
+    return with_patience(lambda: finish(job), job.config.storage_patience_seconds, str(folder))
 
 
 def prepare(config: PretrainConfig, storage: str) -> PretrainJob:
@@ -250,29 +250,38 @@ def train_on_cluster(job: PretrainJob) -> None:
         max_restarts=job.config.max_restarts,
         hang_seconds=job.config.hang_seconds,
     )
-    with recorded(job.folder):
+    with recorded(job.folder, job.config.storage_patience_seconds):
         result = run_on_workers(group, job.folder.run, display)
     packed = ray.get(job.pacer.totals.remote())
     facts = {
         **(result if isinstance(result, dict) else {}),
         "dropped_tokens_share": packed["dropped_tokens"] / max(1, packed["tokens"]),
     }
-    write_json(job.folder.fs, job.folder.path("result.json"), facts)
-    job.folder.run.mark_done(STAGE)
+
+    def mark() -> None:
+        write_json(job.folder.fs, job.folder.path("result.json"), facts)
+        job.folder.run.mark_done(STAGE)
+
+    with_patience(mark, job.config.storage_patience_seconds, str(job.folder))
 
 
 @contextlib.contextmanager
-def recorded(folder: StageFolder) -> Iterator[None]:
-    """Record when the job asks the cluster for workers, and how that ended."""
+def recorded(folder: StageFolder, patience_seconds: float) -> Iterator[None]:
+    """Record when the job asks the cluster for workers, and how that ended.
+
+    A run that has ended well waits for its storage; one that failed tells of its own failure.
+    """
     append_event(folder, "submit")
-    why = DONE
     try:
         yield
     except BaseException as error:
         why = INTERRUPTED if isinstance(error, KeyboardInterrupt) else type(error).__name__
+        try:
+            append_event(folder, "stop", why=why)
+        except OSError as unwritten:
+            logger.warning("%s could not be told how the job ended: %s", folder, unwritten)
         raise
-    finally:
-        append_event(folder, "stop", why=why)
+    with_patience(lambda: append_event(folder, "stop", why=DONE), patience_seconds, str(folder))
 
 
 def finish(job: PretrainJob) -> str:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +260,7 @@ def test_a_replica_whose_engine_is_stuck_or_has_failed_is_not_healthy(storage: P
     healthy = check(replica)
     resume = threading.Event()
 
-    replica.engine._wish(lambda: resume.wait() and None)
+    replica.engine._wish(partial(wait_for, resume))
     time.sleep(0.5)
     stuck = check(replica)
     resume.set()
@@ -270,6 +271,11 @@ def test_a_replica_whose_engine_is_stuck_or_has_failed_is_not_healthy(storage: P
     assert healthy == ""
     assert "has made no step for" in stuck
     assert "IndexError" in failed
+
+
+def wait_for(event: threading.Event) -> None:
+    """Hold whoever calls this until the event."""
+    event.wait()
 
 
 def check(replica: ChatModel) -> str:
