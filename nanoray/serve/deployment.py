@@ -177,13 +177,17 @@ class ReplicaShare:
 
 
 def replica_share(config: ServeConfig, cluster: dict[str, float]) -> ReplicaShare:
-    """Share a cluster's resources out among the engines: a GPU for each, or else its CPUs."""
+    """Share a cluster's resources out among the engines: a GPU for each, or else its CPUs.
+
+    CPUs for one engine more are left free: Ray cannot end a process that does not react at all, and
+    the engine that takes its place must not wait for what that one holds.
+    """
     num_engines = len(config.names()) * config.replica_range()[1]
     cores = os.cpu_count() or 1
     threads = config.cpus_per_replica or max(1, cores // num_engines)
     if cluster.get("GPU", 0) >= 1:
         return ReplicaShare(1, 1, threads)
-    share = math.floor(100 * cluster.get("CPU", 1) / num_engines) / 100
+    share = math.floor(100 * cluster.get("CPU", 1) / (num_engines + 1)) / 100
     return ReplicaShare(min(threads, max(share, 0.01)), 0, threads)
 
 

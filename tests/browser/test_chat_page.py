@@ -97,6 +97,7 @@ def test_an_answer_appears_step_by_step(
     assert "tokens/s" in visit.page.locator("#speed").inner_text()
 
 
+@pytest.mark.slow
 def test_emoji_arrive_whole(visit: Visit) -> None:
     visit.ask("Show me emoji")
 
@@ -184,6 +185,7 @@ def test_controls_reach_the_request(visit: Visit, page_server: LocalServer) -> N
     assert body["messages"][0] == {"role": "system", "content": "Be brief."}
 
 
+@pytest.mark.slow
 def test_the_history_survives_a_reload(visit: Visit) -> None:
     visit.ask("What color is the sky?")
     visit.wait_for_answer(WEATHER)
@@ -196,6 +198,7 @@ def test_the_history_survives_a_reload(visit: Visit) -> None:
     visit.page.locator(".bot.message", has_text=WEATHER).wait_for()
 
 
+@pytest.mark.slow
 def test_two_models_answer_side_by_side(visit: Visit) -> None:
     visit.page.get_by_role("tab", name="Compare").click()
     box = visit.page.get_by_label("Message to both")
@@ -218,6 +221,7 @@ def test_an_engine_that_fails_is_told_and_the_question_stays(browser: Any) -> No
         visit.close()
 
 
+@pytest.mark.slow
 def test_several_visitors_are_answered_at_once(browser: Any, page_server: LocalServer) -> None:
     visits = [Visit(browser, page_server.url) for _ in range(3)]
     for visit in visits:

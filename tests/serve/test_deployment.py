@@ -50,8 +50,9 @@ class ServeJob:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line.rstrip())
+        with self.process.stdout:
+            for line in self.process.stdout:
+                self.lines.append(line.rstrip())
 
     def wait_ready(self) -> None:
         deadline = time.monotonic() + 120
@@ -62,7 +63,9 @@ class ServeJob:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(timeout=90)
+        code = self.process.wait(timeout=90)
+        self.reader.join()
+        return code
 
     def post(self, body: dict[str, Any]) -> httpx.Response:
         return httpx.post(self.url + CHAT, json=body, timeout=60)
@@ -174,25 +177,25 @@ def test_a_killed_engine_breaks_only_its_own_streams_and_each_of_them_cleanly(
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_an_engine_that_is_stuck_is_replaced(served: ServeJob) -> None:
-    stuck, other = engine_pids(served)
-    os.kill(stuck, signal.SIGSTOP)
+    before = engine_pids(served)
+    os.kill(before[0], signal.SIGSTOP)
     try:
-        deadline = time.monotonic() + 90
-        while stuck in engine_pids(served) and time.monotonic() < deadline:
-            time.sleep(0.5)
-        replaced = stuck not in engine_pids(served)
+        deadline = time.monotonic() + 120
+        while not set(engine_pids(served)) - set(before) and time.monotonic() < deadline:
+            time.sleep(1)
+        new = set(engine_pids(served)) - set(before)
     finally:
-        if stuck in engine_pids(served):
-            os.kill(stuck, signal.SIGCONT)
-    wait_for_engines(served, 2)
+        os.kill(before[0], signal.SIGKILL)
 
-    assert replaced
-    assert other in engine_pids(served)
+    assert len(new) == 1
+    wait_for_engines(served, 2)
     assert stream(served, SKY | {"stream": True}) == (WEATHER, "done")
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_ctrl_c_lets_the_answers_in_the_making_end(storage: Path) -> None:
     job = ServeJob(storage)
     job.wait_ready()
@@ -231,13 +234,13 @@ def test_what_cannot_be_served_is_said_in_one_line(
 @pytest.mark.parametrize(
     ("fields", "cluster", "share"),
     [
-        ({}, {"CPU": 8.0}, 8.0),
-        ({"num_replicas": "1:4"}, {"CPU": 8.0}, 2.0),
-        ({"others": ("b",)}, {"CPU": 2.0}, 1.0),
-        ({"num_replicas": "3"}, {"CPU": 2.0}, 0.66),
+        ({}, {"CPU": 8.0}, 4.0),
+        ({"num_replicas": "1:4"}, {"CPU": 8.0}, 1.6),
+        ({"others": ("b",)}, {"CPU": 2.0}, 0.66),
+        ({"num_replicas": "3"}, {"CPU": 2.0}, 0.5),
     ],
 )
-def test_engines_share_the_cpus_of_a_cluster(
+def test_engines_share_the_cpus_of_a_cluster_and_leave_a_share(
     fields: dict[str, Any],
     cluster: dict[str, float],
     share: float,

@@ -63,6 +63,7 @@ def score(model: GPT, question: str, choice: str) -> float:
     return sum(float(logprobs[place - 1, whole[place]]) for place in range(begin, len(whole)))
 
 
+@pytest.mark.slow
 def test_lm_eval_gets_the_scores_of_full_forward_passes(
     server: LocalServer, tmp_path: Path
 ) -> None:
