@@ -9,7 +9,7 @@ python jobs/bench.py serve --url http://127.0.0.1:8000 --concurrency 16
 """
 
 from nanoray.config import run_job
-from nanoray.ops.bench import Bench, bench
+from nanoray.ops.bench import SETTINGS, bench
 
 if __name__ == "__main__":
-    run_job(Bench, bench)
+    run_job(SETTINGS, bench)

@@ -90,6 +90,7 @@ def example(cls: type[BaseException]) -> BaseException:
     if "__init__" not in vars(cls):
         return cls("a text")
     values: dict[object, object] = {str: "a text", int: 3, float: 1.5, bool: True}
+    values |= {str | None: "a text", dict[str, str] | None: {"a": "text"}}
     hints = typing.get_type_hints(cls.__init__)
     names = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
     return cls(*(values[hints[name]] for name in names))

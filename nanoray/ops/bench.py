@@ -12,7 +12,7 @@ from nanoray.ops.bench_stream import StreamBench, bench_stream
 from nanoray.ops.bench_tokenizer import TokenizerBench, bench_tokenizer
 from nanoray.ops.bench_train import TrainBench, bench_train
 
-Bench = (
+SETTINGS = (
     Annotated[TrainBench, tyro.conf.subcommand("train")]
     | Annotated[StreamBench, tyro.conf.subcommand("stream")]
     | Annotated[TokenizerBench, tyro.conf.subcommand("tokenizer")]
