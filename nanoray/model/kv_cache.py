@@ -76,11 +76,10 @@ class KVCache:
         keys, values = self.pool[layer, 0], self.pool[layer, 1]  # (num_blocks, block, K, E)
         parts = []
         if S:
-            k, v = keys[layout.tables], values[layout.tables]  # (S, M, block, K, E)
-            positions = layout.positions[:S]
-            parts.append(attend_last(q[:S], k.flatten(1, 2), v.flatten(1, 2), positions, window))
+            k, v = (take(pool, layout.tables) for pool in (keys, values))  # (S, M * block, K, E)
+            parts.append(attend_last(q[:S], k, v, layout.positions[:S], window))
         for span in layout.spans:
-            k, v = keys[span.blocks].flatten(0, 1), values[span.blocks].flatten(0, 1)
+            k, v = (take(pool, span.blocks[None])[0] for pool in (keys, values))
             num_keys = span.first_position + span.end - span.start
             part = q[span.start : span.end]
             parts.append(attend_span(part, k[:num_keys], v[:num_keys], window))
@@ -101,6 +100,8 @@ def attend_last(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, window: int 
     allowed = key <= positions[:, None]
     if window is not None:
         allowed = allowed & (positions[:, None] - key <= window)
+    if q.device.type == "cpu":
+        return products_last(q, k, v, allowed)
     mixed = F.scaled_dot_product_attention(
         q[:, :, None, :],  # (S, H, 1, E)
         k.transpose(1, 2),  # (S, K, T, E)
@@ -109,6 +110,25 @@ def attend_last(q: Tensor, k: Tensor, v: Tensor, positions: Tensor, window: int 
         enable_gqa=q.size(1) != k.size(2),
     )
     return mixed[:, :, 0]
+
+
+def products_last(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
+    """Do the same by plain products, where `allowed`, (S, T), says what each token sees.
+
+    On a CPU torch's kernel takes two and a half times as long for a single query (16 sequences of
+    128 tokens, bf16: 2.8 ms, and 1.1 by products).
+    """
+    S, H, E = q.shape
+    grouped = q.view(S, k.size(2), -1, E)  # (S, K, H/K, E)
+    scores = (grouped @ k.permute(0, 2, 3, 1)).float() / math.sqrt(E)  # (S, K, H/K, T)
+    weights = scores.masked_fill(~allowed[:, None, None, :], -torch.inf).softmax(-1)
+    return (weights.to(v.dtype) @ v.transpose(1, 2)).view(S, H, E)
+
+
+def take(pool: Tensor, tables: Tensor) -> Tensor:
+    """Copy the tokens of some tables out of a pool: (S, M) blocks -> (S, M * block, K, E)."""
+    taken = pool.index_select(0, tables.flatten())  # five times as fast as indexing, on a CPU
+    return taken.view(tables.size(0), -1, *pool.shape[2:])
 
 
 def attend_span(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
