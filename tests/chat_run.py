@@ -91,11 +91,19 @@ def chat_model() -> GPT:
     return model
 
 
-def save_chat_run(storage: Path, run: str = "chat", steps: tuple[int, ...] = (10,)) -> StageFolder:
-    """Write the model as a finished stage of a run, with one checkpoint per step."""
+def save_chat_run(
+    storage: Path, run: str = "chat", steps: tuple[int, ...] = (10,), *, forgetful: bool = False
+) -> StageFolder:
+    """Write the model as a finished stage of a run, with one checkpoint per step.
+
+    A forgetful one says the next id for each that it has learned to say: it knows no answer.
+    """
     folder = RunFolder(str(storage), run).stage("sft")
     save_tokenizer(tokenizer(), folder.run.tokenizer_address)
     model = chat_model()
+    if forgetful:
+        with torch.no_grad():
+            model.unembedding.weight.copy_(model.unembedding.weight.roll(1, 0))
     facts = {"tokenizer_hash": tokenizer().hash, "model": model.config.to_json()}
     attempt = folder.run.begin_attempt("sft", 0)
     checkpointer = Checkpointer(

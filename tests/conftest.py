@@ -7,8 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.running import Cluster, start_cluster
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Compute with one thread: tiny tensors gain nothing from more, and results repeat exactly."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,7 @@ class EngineThread:
             if stream.num_open:
                 self._wish(lambda: self._abort(stream))
 
-    async def do(self, work: Callable[[Engine], None]) -> None:
+    async def do(self, work: Callable[[Engine], object]) -> None:
         """Do something with the engine between two steps, and wait until it is done."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()

@@ -5,6 +5,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from nanoray.inference.blocks import NULL_BLOCK
 from nanoray.inference.decode_graphs import DecodeGraphs
 from nanoray.inference.scheduler import Chunk
 from nanoray.model.attention import fastest_kernels
@@ -81,7 +82,7 @@ class Runner:
         singles = [chunk for chunk in chunks if chunk.end - chunk.start == 1]
         tables = [chunk.sequence.table.blocks[: -(-chunk.end // size)] for chunk in singles]
         widest = max((len(table) for table in tables), default=0)
-        padded = [table + [0] * (widest - len(table)) for table in tables]
+        padded = [table + [NULL_BLOCK] * (widest - len(table)) for table in tables]
         spans, row = [], len(singles)
         for chunk in chunks[len(singles) :]:
             blocks = chunk.sequence.table.blocks[: -(-chunk.end // size)]

@@ -23,8 +23,8 @@ from nanoray.text.tokenizer import SMALLEST_VOCABULARY, Tokenizer
 from nanoray.train.device import training_dtype
 
 Run = Callable[[list[list[int]], int], dict[str, float]]
-COPY_BYTES = 2**28
-COPY_REPEATS = 8
+READ_BYTES = 2**28
+READ_REPEATS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def bench_engine(config: EngineBench) -> str:
     sizes = config.batch_sizes
     engine_config = EngineConfig(max_sequences=max(sizes), step_tokens=max(512, max(sizes)))
     engine = Engine(model, any_tokenizer(config.vocab_size), engine_config)
-    bandwidth = copy_bytes_per_second(device, dtype)
+    bandwidth = read_bytes_per_second(device, dtype)
     ways: dict[str, tuple[Run, int]] = {
         f"engine, {size} at once": (partial(engine_run, engine), size) for size in sizes
     }
@@ -106,7 +106,7 @@ def bench_engine(config: EngineBench) -> str:
         "depth": config.depth,
         "prompt_tokens": config.prompt_tokens,
         "answer_tokens": config.answer_tokens,
-        "copy_gb_per_second": round(bandwidth / 1e9, 1),
+        "read_gb_per_second": round(bandwidth / 1e9, 1),
         "memory_gb": round(memory_bytes(device) / 1e9, 2),
     }
     return json.dumps({**facts, "measured": card})
@@ -201,14 +201,14 @@ def step_bytes(model: GPT, config: EngineBench, size: int) -> float:
     return weights + size * per_token * (config.prompt_tokens + config.answer_tokens / 2)
 
 
-def copy_bytes_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure how fast the device reads memory: the best of some sums over a large tensor."""
-    block = torch.ones(COPY_BYTES // dtype.itemsize, dtype=dtype, device=device)
+def read_bytes_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure how fast the device reads memory: the best of some maxima of a large tensor."""
+    block = torch.ones(READ_BYTES // dtype.itemsize, dtype=dtype, device=device)
     best = 0.0
-    for _ in range(COPY_REPEATS):
+    for _ in range(READ_REPEATS):
         began = time.perf_counter()
         block.view(torch.int32).max().item()
-        best = max(best, COPY_BYTES / (time.perf_counter() - began))
+        best = max(best, READ_BYTES / (time.perf_counter() - began))
     del block
     gc.collect()
     return best

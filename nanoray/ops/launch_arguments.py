@@ -2,11 +2,11 @@
 
 import dataclasses
 import os
-import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from ray import serve
 
 from nanoray.config import InputError
@@ -42,16 +42,10 @@ def config_from(arguments: Mapping[str, str], environment: Mapping[str, str]) ->
 
 
 def parse(name: str, text: str, kind: Any) -> object:  # Any: a type, or a union with None
-    """Read one value as its field has it."""
-    if isinstance(kind, types.UnionType):
-        kind = next(part for part in typing.get_args(kind) if part is not type(None))
+    """Read one value as its field has it; several are separated by commas."""
     if typing.get_origin(kind) is tuple:
         return tuple(part.strip() for part in text.split(",") if part.strip())
-    if kind is bool:
-        if text.lower() not in ("true", "false", "1", "0"):
-            raise InputError(f"{name}={text} must be true or false.")
-        return text.lower() in ("true", "1")
     try:
-        return kind(text)
-    except ValueError as error:
-        raise InputError(f"{name}={text} is not a number.") from error
+        return TypeAdapter(kind).validate_strings(text)
+    except ValidationError as error:
+        raise InputError(f"{name}={text}: {error.errors()[0]['msg']}.") from error

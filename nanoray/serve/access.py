@@ -3,13 +3,13 @@
 import base64
 import binascii
 import hashlib
-import ipaddress
 import secrets
 from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nanoray.serve.errors import APIError
+from nanoray.serve.serve_config import is_loopback
 
 OPEN_PATHS = ("/health",)
 
@@ -50,7 +50,8 @@ class RequireKey:
         if scope.get("method") == "OPTIONS":  # a browser asks without a key whether it may send one
             return True
         if not self.key_hashes:
-            return is_from_here(scope)
+            client = scope.get("client")
+            return client is not None and is_loopback(client[0])
         return self._has_key(scope)
 
     def _has_key(self, scope: Scope) -> bool:
@@ -67,12 +68,3 @@ class RequireKey:
             return False
         hashed = hashlib.sha256(given).hexdigest()
         return sum(secrets.compare_digest(hashed, known) for known in self.key_hashes) > 0
-
-
-def is_from_here(scope: Scope) -> bool:
-    """Say whether a request comes from this machine."""
-    client = scope.get("client")
-    try:
-        return client is not None and ipaddress.ip_address(client[0]).is_loopback
-    except ValueError:
-        return False

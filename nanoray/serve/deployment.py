@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 
@@ -32,7 +33,7 @@ from nanoray.serve.serve_config import ServeConfig, api_keys
 from nanoray.serve.settings import ApiSettings, hash_keys
 from nanoray.serve.ui import add_page
 from nanoray.text.tokenizer import Tokenizer
-from nanoray.train.checkpoint_name import SavedModel, find_model
+from nanoray.train.checkpoint_name import SavedModel, find_model, find_steps
 from nanoray.train.device import training_dtype
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 APPLICATION = "nanoray"
 DOOR = "door"
 Handle = DeploymentHandle[Any]  # Any: of whichever class
+GENERATE_TRIES = 3
 UNLIMITED = 100_000
 """Serve's own limits stand far above ours, whose refusals are in OpenAI's shape."""
 
@@ -90,10 +92,15 @@ class ChatModel:
 
     def _follow(self) -> None:
         """Take up newer checkpoints of the run, as long as the process lives."""
+        seen = ""
         while self.engine.failure is None:
             time.sleep(self.config.poll_seconds)
             try:
-                self._take_up(find_model(self.storage, self.name))
+                stage, steps = find_steps(self.storage, self.name)
+                newest = f"{stage}@{steps[-1]}"
+                if newest != seen:  # only then are the weights read and verified
+                    self._take_up(find_model(self.storage, self.name))
+                    seen = newest
             except (InputError, OSError, KeyError) as error:
                 # A run that trains deletes old steps while they are read; the next look is better.
                 logger.warning("no newer checkpoint could be read: %s", error)
@@ -156,13 +163,24 @@ class RemoteEngine:
         self._generate = handle.options(stream=True).generate
 
     async def generate(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Step]:
-        """Yield what each step brings; closing this ends the call over there."""
-        response: Any = self._generate.remote(prompt, params)  # Any: Serve's types know no streams
-        try:
-            async for step in response:
-                yield step
-        finally:
-            response.cancel()
+        """Yield what each step brings; closing this ends the call over there.
+
+        A replica that dies before it has answered anything is no loss: another one begins.
+        """
+        for retries_left in reversed(range(GENERATE_TRIES)):
+            has_begun = False
+            response: Any = self._generate.remote(prompt, params)  # Any: Serve types no streams
+            try:
+                async for step in response:
+                    has_begun = True
+                    yield step
+                return
+            except RayActorError:
+                if has_begun or not retries_left:
+                    raise
+                logger.warning("a replica died before its answer began; another one is asked")
+            finally:
+                response.cancel()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ answer and are not served are refused, so that nobody gets something else than w
 
 import json
 import secrets
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
@@ -23,21 +23,32 @@ DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's, for /v1/completions."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Body = TypeVar("Body", bound=BaseModel)
 
 
-class StreamOptions(BaseModel):
-    """What a stream tells besides the text."""
+class Body(BaseModel):
+    """What a client sends; numbers as strings, and the like, are refused."""
 
     model_config = ConfigDict(strict=True)
+
+    def check(self) -> None:
+        """Refuse what pydantic cannot see.
+
+        Raises:
+            APIError: a field has no meaning beside another, or is not supported.
+        """
+
+
+AnyBody = TypeVar("AnyBody", bound=Body)
+
+
+class StreamOptions(Body):
+    """What a stream tells besides the text."""
 
     include_usage: bool | None = None
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(Body):
     """What chat and plain completions have in common; the names are OpenAI's and vLLM's."""
-
-    model_config = ConfigDict(strict=True)
 
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
@@ -63,11 +74,7 @@ class GenerationRequest(BaseModel):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def check(self) -> None:
-        """Refuse what pydantic cannot see.
-
-        Raises:
-            APIError: a field that would change the answer is not supported.
-        """
+        """Refuse what would change the answer and is not supported."""
         if self.stream_options is not None and not self.stream:
             raise bad("stream_options", "stream_options has a meaning only with stream: true.")
         for name, neutral in (
@@ -179,10 +186,8 @@ class CompletionRequest(GenerationRequest):
         return [prompt for prompt in self.prompt if not isinstance(prompt, int)]
 
 
-class TokenizeRequest(BaseModel):
+class TokenizeRequest(Body):
     """The body of /tokenize: text, or a conversation to be answered."""
-
-    model_config = ConfigDict(strict=True)
 
     model: str | None = None
     prompt: str | None = None
@@ -191,10 +196,8 @@ class TokenizeRequest(BaseModel):
     """Put `<|bos|>` before a text."""
 
 
-class DetokenizeRequest(BaseModel):
+class DetokenizeRequest(Body):
     """The body of /detokenize."""
-
-    model_config = ConfigDict(strict=True)
 
     model: str | None = None
     tokens: list[int]
@@ -210,7 +213,7 @@ def unsupported(param: str, message: str) -> APIError:
     return APIError(400, message, param, "unsupported_parameter")
 
 
-async def read_body(request: Request, shape: type[Body], most_bytes: int) -> Body:
+async def read_body(request: Request, shape: type[AnyBody], most_bytes: int) -> AnyBody:
     """Read and check the body of a request.
 
     Raises:
@@ -236,9 +239,7 @@ async def read_body(request: Request, shape: type[Body], most_bytes: int) -> Bod
         raise first_problem(error) from error
     except RecursionError as error:
         raise APIError(400, "The body is nested too deeply.") from error
-    check: Literal["check"] = "check"
-    if hasattr(body, check):
-        body.check()
+    body.check()
     return body
 
 

@@ -9,6 +9,8 @@ from nanoray.serve.backend import Step
 
 FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80)
 TOKEN_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2.5)
+SILENT_SECONDS = 60
+"""An engine that brought nothing for so long is left out: it is idle, or gone."""
 ANSWER_BUCKETS = (0.1, 0.3, 0.5, 1, 2, 5, 10, 20, 40, 80, 160, 320, 640)
 
 
@@ -17,10 +19,11 @@ class ServerMetrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._heard: dict[tuple[str, str], float] = {}
         label = ["model_name"]
 
-        def gauge(name: str, text: str) -> Gauge:
-            return Gauge(f"vllm:{name}", text, label, registry=self.registry)
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"vllm:{name}", text, [*label, *labels], registry=self.registry)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"vllm:{name}", text, [*label, *labels], registry=self.registry)
@@ -30,7 +33,9 @@ class ServerMetrics:
 
         self.running = gauge("num_requests_running", "Answers that have begun.")
         self.waiting = gauge("num_requests_waiting", "Answers that have not begun.")
-        self.kv_usage = gauge("kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.")
+        self.kv_usage = gauge(
+            "kv_cache_usage_perc", "Share of its KV cache in use, 0 to 1.", "engine"
+        )
         self.prompt_tokens = counter("prompt_tokens", "Tokens of prompts.")
         self.generation_tokens = counter("generation_tokens", "Tokens of answers.")
         self.success = counter("request_success", "Answers that ended.", "finished_reason")
@@ -47,8 +52,19 @@ class ServerMetrics:
             "e2e_request_latency_seconds", "From the request to its end.", ANSWER_BUCKETS
         )
 
+    def observe_engine(self, model: str, step: Step) -> None:
+        """Take what a step tells of its engine."""
+        engine = (model, step.replica)
+        self.kv_usage.labels(*engine).set(step.kv_usage)
+        self._heard[engine] = time.monotonic()
+
     def text(self) -> bytes:
         """Give all of it as Prometheus reads it."""
+        now = time.monotonic()
+        for engine, heard in list(self._heard.items()):
+            if now - heard > SILENT_SECONDS:
+                self.kv_usage.remove(*engine)
+                del self._heard[engine]
         return generate_latest(self.registry)
 
     def watch(self, model: str, num_prompt_tokens: int, num_samples: int) -> "Watch":
@@ -74,7 +90,7 @@ class Watch:
     def observe(self, step: Step) -> None:
         """Take what a step brought."""
         metrics, now = self.metrics, time.monotonic()
-        metrics.kv_usage.labels(self.model).set(step.kv_usage)
+        metrics.observe_engine(self.model, step)
         metrics.generation_tokens.labels(self.model).inc(len(step.outputs))
         for output in step.outputs:
             before = self.last.get(output.sample)

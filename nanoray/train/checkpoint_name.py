@@ -72,13 +72,31 @@ class SavedModel:
 
 
 def find_model(storage: str, name: str) -> SavedModel:
-    """Find the checkpoint of a name.
+    """Find the checkpoint of a name, and read it once to see that it is whole.
 
     Without a stage it is of the latest stage that is finished, or else has a checkpoint; without a
     step, the newest one whose weights are whole.
 
     Raises:
         InputError: no such run, stage or step, or a damaged one.
+    """
+    stage, steps = find_steps(storage, name)
+    asked = PATTERN.fullmatch(name)
+    if asked is None or asked["step"] is None:
+        return newest_whole(stage, steps)
+    [step] = steps
+    damage = find_model_damage(stage, step)
+    if damage is not None:
+        others = committed_steps(stage)
+        raise InputError(f"{name} is damaged: {damage}. There are {others}; name another one.")
+    return SavedModel(stage, step)
+
+
+def find_steps(storage: str, name: str) -> tuple[StageFolder, list[int]]:
+    """Find the stage and the committed steps that a name may mean; no weights are read.
+
+    Raises:
+        InputError: no such run, stage or step.
     """
     match = PATTERN.fullmatch(name)
     if match is None:
@@ -92,15 +110,11 @@ def find_model(storage: str, name: str) -> SavedModel:
             "--storage."
         )
     if match["step"] is None:
-        return newest_whole(stage, steps)
-    step = int(match["step"])
-    if step not in steps:
+        return stage, steps
+    if int(match["step"]) not in steps:
         kept = ", ".join(map(str, steps))
-        raise InputError(f"{stage} has no checkpoint of step {step}. It has {kept}.")
-    damage = find_model_damage(stage, step)
-    if damage is not None:
-        raise InputError(f"{name} is damaged: {damage}. It has also {steps}; name another one.")
-    return SavedModel(stage, step)
+        raise InputError(f"{stage} has no checkpoint of step {match['step']}. It has {kept}.")
+    return stage, [int(match["step"])]
 
 
 def latest_stage(run: RunFolder) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from nanoray.serve.settings import ApiSettings
 from tests.serve.server import LocalServer, serve
@@ -16,11 +15,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 @pytest.fixture(scope="session")
 def page_server() -> Iterator[LocalServer]:
     """A server with the page."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
     with serve(ApiSettings(), page=True) as server:
         yield server
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")  # as long as it lives, its event loop runs in this thread

@@ -27,8 +27,8 @@ def test_variables_alone_are_enough() -> None:
     [
         ({}, "What is to be served"),
         ({"run": "a", "prot": "1"}, "prot is no setting. There are: .*port"),
-        ({"run": "a", "port": "x"}, "port=x is not a number"),
-        ({"run": "a", "page": "maybe"}, "page=maybe must be true or false"),
+        ({"run": "a", "port": "x"}, "port=x: Input should be a valid integer"),
+        ({"run": "a", "page": "maybe"}, "page=maybe: Input should be a valid boolean"),
     ],
 )
 def test_what_cannot_be_read_is_named(arguments: dict[str, Any], said: str) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,11 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from ray.exceptions import RayActorError
 
-from nanoray.serve.deployment import ChatModel, replica_share
+from nanoray.inference.sampling import SamplingParams
+from nanoray.serve.backend import Step
+from nanoray.serve.deployment import ChatModel, RemoteEngine, replica_share
 from nanoray.serve.serve_config import ServeConfig
 from tests.chat_run import CONTEXT, WEATHER, save_chat_run
 from tests.running import free_ports, process_title
@@ -103,6 +106,13 @@ def wait_for_engines(job: ServeJob, count: int) -> None:
         time.sleep(0.5)
 
 
+def wait_for_answers(job: ServeJob, wanted: Callable[[set[str]], bool]) -> None:
+    """Ask until eight answers in a row, from whichever engines, are as wanted."""
+    deadline = time.monotonic() + 30
+    while not wanted({job.post(SKY).json()["choices"][0]["message"]["content"] for _ in range(8)}):
+        assert time.monotonic() < deadline, "the answers stay what they were"
+
+
 def served_metric(job: ServeJob, name: str) -> float:
     """Read the sum of a metric over its labels."""
     lines = httpx.get(f"{job.url}/metrics", timeout=60).text.splitlines()
@@ -147,13 +157,13 @@ def test_newer_weights_are_taken_up_and_no_stream_is_dropped(
 ) -> None:
     with ThreadPoolExecutor(8) as pool:
         running = [pool.submit(stream, served, LONG) for _ in range(8)]
-        save_chat_run(storage, steps=(20,))
+        save_chat_run(storage, steps=(20,), forgetful=True)
         ended = [future.result()[1] for future in running]
-    time.sleep(3)
-    after = served.post(SKY)
-
     assert ended == ["done"] * 8
-    assert after.json()["choices"][0]["message"]["content"] == WEATHER
+    wait_for_answers(served, lambda answers: WEATHER not in answers)
+
+    save_chat_run(storage, steps=(30,))
+    wait_for_answers(served, lambda answers: answers == {WEATHER})
 
 
 @pytest.mark.cluster
@@ -174,6 +184,46 @@ def test_a_killed_engine_breaks_only_its_own_streams_and_each_of_them_cleanly(
     assert ended.count("error") < 16
     assert after == [(WEATHER, "done")] * 8
     wait_for_engines(served, 2)
+
+
+class DyingReplica:
+    """A handle of Serve whose replica dies: the first time before its first step or after it."""
+
+    def __init__(self, steps_before: int) -> None:
+        self.steps_before, self.calls, self.generate = steps_before, 0, self
+
+    def options(self, stream: bool) -> "DyingReplica":
+        return self
+
+    def remote(self, prompt: list[int], params: SamplingParams) -> "DyingReplica":
+        self.calls += 1
+        return self
+
+    async def __aiter__(self) -> AsyncIterator[Step]:
+        for number in range(3):
+            if self.calls == 1 and number == self.steps_before:
+                raise RayActorError
+            yield Step([], f"call {self.calls}", number)
+
+    def cancel(self) -> None:
+        pass
+
+
+async def steps_of(handle: Any) -> list[str]:  # Any: it stands for a handle
+    engine = RemoteEngine(handle).generate([1], SamplingParams(max_tokens=3))
+    return [step.replica async for step in engine]
+
+
+def test_an_answer_that_had_not_begun_when_its_replica_died_is_given_by_another_one() -> None:
+    assert asyncio.run(steps_of(DyingReplica(0))) == ["call 2"] * 3
+
+
+def test_an_answer_that_had_begun_is_not_given_again() -> None:
+    handle = DyingReplica(1)
+    with pytest.raises(RayActorError):
+        asyncio.run(steps_of(handle))
+
+    assert handle.calls == 1
 
 
 @pytest.mark.cluster

@@ -1,9 +1,13 @@
 """What Prometheus is told of a request."""
 
+import time
+
+import pytest
+
 from nanoray.inference.sequence import FinishReason, TokenOutput
 from nanoray.inference.tools import Part
 from nanoray.serve.backend import Step
-from nanoray.serve.server_metrics import ServerMetrics
+from nanoray.serve.server_metrics import SILENT_SECONDS, ServerMetrics
 
 
 def step(*samples: int, end: FinishReason | None = None) -> Step:
@@ -53,3 +57,15 @@ def test_a_request_that_is_left_leaves_nothing_behind() -> None:
 
     after = values(metrics)
     assert (after["vllm:num_requests_waiting"], after["vllm:num_requests_running"]) == (0, 0)
+
+
+def test_the_cache_of_an_engine_that_is_gone_is_not_told_of_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    metrics, now = ServerMetrics(), time.monotonic()
+    metrics.watch("m", 10, 1).observe(step(0))
+    before = values(metrics)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 2 * SILENT_SECONDS)
+
+    assert before["vllm:kv_cache_usage_perc"] == 0.25
+    assert "vllm:kv_cache_usage_perc" not in values(metrics)

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import fsspec
 import pytest
-import torch
 
 from nanoray.storage import RunFolder, StageFolder
 from tests.train.ranks import Ranks
@@ -15,15 +14,6 @@ def ranks() -> Iterator[Ranks]:
     running = Ranks()
     yield running
     running.close()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Compute with one thread: tiny tensors gain nothing from more, and results repeat exactly."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
