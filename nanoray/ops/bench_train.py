@@ -153,12 +153,12 @@ def measure(
         is_empty=lambda position: False,
     )
     seconds, waits, losses = [], [], []
-    counted = began = 0.0
+    counted = began = first = 0.0
     while not counted or time.perf_counter() - counted < config.seconds:
         result = train_step(state, next(steps), step, world)
         losses.append(result.loss)
         now = time.perf_counter()
-        began = began or now
+        began, first = began or now, first or result.seconds
         if counted:
             seconds.append(result.seconds)
             waits.append(result.data_wait_seconds)
@@ -167,6 +167,7 @@ def measure(
     if not seconds:
         raise InputError(f"--seconds {config.seconds} is less than one step. Give more.")
     return {
+        "first_step_seconds": first,
         "steps": len(seconds),
         "tokens_per_second": config.total_batch_tokens / statistics.median(seconds),
         "mean_tokens_per_second": config.total_batch_tokens * len(seconds) / sum(seconds),

@@ -25,9 +25,8 @@ def zero_4_kilobytes(step: Path) -> None:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize(
-    "damage", [pytest.param(truncate, marks=pytest.mark.slow), zero_4_kilobytes]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", [truncate, zero_4_kilobytes])
 def test_a_damaged_checkpoint_is_passed_over_with_one_warning(
     ray_cluster: Cluster, tmp_path: Path, damage: Callable[[Path], None]
 ):

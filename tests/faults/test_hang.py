@@ -12,6 +12,7 @@ from tests.running import Cluster, read_run, start_job, wait_for_step
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_a_stopped_rank_is_found_and_the_run_equals_the_undisturbed_one(
     ray_cluster: Cluster, tmp_path: Path
 ) -> None:

@@ -149,6 +149,7 @@ def test_a_submitted_run_lands_where_the_head_was_started(head: Head):
     assert not (head.checkout / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_when_it_is_submitted_again(head: Head):
     started = head.submit("--submission-id", "first", "--no-wait", run="stopped")
     assert started.returncode == 0, started.stderr
