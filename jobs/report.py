@@ -3,6 +3,7 @@
 python jobs/report.py d34 --storage s3://bucket/runs
 python jobs/report.py d34 --json
 python jobs/report.py d34 --watch
+python jobs/report.py d34 --card
 """
 
 from nanoray.config import run_job

@@ -177,7 +177,8 @@ def run_job(cls: Any, job: Callable[[Any], object]) -> None:  # Any: a dataclass
     import tyro  # only command lines need it, and a bare GPU machine may lack it
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
-    logging.getLogger("nanoray").setLevel(logging.INFO)
+    for package in ("nanoray", "evals"):
+        logging.getLogger(package).setLevel(logging.INFO)
     try:
         config = tyro.cli(cls, config=(tyro.conf.FlagCreatePairsOff,))
         result = job(config)

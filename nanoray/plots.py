@@ -55,6 +55,8 @@ class Plot:
     """Draw a smoothed line over the values."""
     is_loss: bool = False
     """Cut off the fall of the first steps, and show tokens along the upper edge."""
+    is_optional: bool = False
+    """Many runs have no such values."""
     is_log: bool = False
     from_zero: bool = False
 
@@ -68,6 +70,7 @@ BITS_PER_BYTE = Plot(
 PLOTS = (
     LOSS,
     BITS_PER_BYTE,
+    Plot(title="CORE", unit="mean of centred accuracies", key="eval/core", is_optional=True),
     Plot(
         title="Learning rate",
         unit="multiple of the highest",

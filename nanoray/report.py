@@ -37,6 +37,7 @@ from nanoray.plots import (
     smoothing_width,
 )
 from nanoray.progress import duration
+from nanoray.report_card import Card, read_card
 from nanoray.storage import StageFolder, read_json, write_file, write_json
 
 logger = logging.getLogger(__name__)
@@ -125,7 +126,8 @@ def write_report(folder: StageFolder, facts: ReportFacts) -> None:
     config = folder.read_config() or {}
     covered = steps_recorded(records)
     spent = read_account(folder).seconds
-    page = page_of(facts.title, covered, sections(history, config, facts, spent))
+    card = read_card(folder.run)
+    page = page_of(facts.title, covered, sections(history, config, facts, spent, card))
     # A model may write half of a surrogate pair, which UTF-8 has no bytes for.
     write_file(folder.fs, folder.path("report.html"), page.encode(errors="replace"))
     write_file(folder.fs, folder.path("loss.png"), draw_png(facts.title, history))
@@ -147,6 +149,7 @@ def sections(
     config: dict[str, Any],  # Any: JSON
     facts: ReportFacts,
     spent: dict[str, float],
+    card: Card | None,
 ) -> str:
     """Give the page's sections, in the order in which a reader asks."""
     settings = {
@@ -158,6 +161,7 @@ def sections(
     )
     contents = {
         "Summary": table(facts.summary, "tiles"),
+        "Report card": card.to_html() if card else "",
         "Curves": curves(history),
         "Where the time went": time_spent(spent),
         "Samples": samples and f'<p class="quiet">Prompts are bold.</p>\n{samples}',
@@ -286,7 +290,8 @@ def curves(history: History) -> str:
         f"{draw_svg(plot, history)}</figure>"
         for plot, curve in history.curves.items()
     )
-    missing = ", ".join(plot.title.lower() for plot in PLOTS if plot not in history.curves)
+    left_out = [p for p in PLOTS if p not in history.curves and not p.is_optional]
+    missing = ", ".join(plot.title.lower() for plot in left_out)
     note = f'<p class="quiet">Nothing was recorded of: {missing}.</p>' if missing else ""
     return f'<div class="plots">{figures}</div>\n{note}'
 

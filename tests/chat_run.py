@@ -10,11 +10,7 @@ from nanoray.model.gpt import GPT
 from nanoray.storage import RunFolder, StageFolder
 from nanoray.text.chat import IGNORE_INDEX, render
 from nanoray.text.tokenizer import Tokenizer
-from nanoray.text.tokenizer_file import save_tokenizer
-from nanoray.train.checkpoint import Checkpointer, SavePolicy
-from nanoray.train.optimizer import MuonAdamW, OptimizerConfig
-from nanoray.train.state import TrainState
-from nanoray.train.world import LocalWorld
+from tests.saved_model import save_model
 from tests.support import tiny_config, tiny_tokenizer
 
 CONTEXT = 256
@@ -98,21 +94,8 @@ def save_chat_run(
 
     A forgetful one says the next id for each that it has learned to say: it knows no answer.
     """
-    folder = RunFolder(str(storage), run).stage("sft")
-    save_tokenizer(tokenizer(), folder.run.tokenizer_address)
     model = chat_model()
     if forgetful:
         with torch.no_grad():
             model.unembedding.weight.copy_(model.unembedding.weight.roll(1, 0))
-    facts = {"tokenizer_hash": tokenizer().hash, "model": model.config.to_json()}
-    attempt = folder.run.begin_attempt("sft", 0)
-    checkpointer = Checkpointer(
-        folder, LocalWorld(), attempt=attempt, facts=facts, policy=SavePolicy(keep_last=9)
-    )
-    state = TrainState(model, MuonAdamW(model, OptimizerConfig(0.02, 0.2, 0.004), LocalWorld()))
-    for step in steps:
-        state.step = step
-        checkpointer.save(state)
-    checkpointer.wait()
-    folder.run.mark_done("sft")
-    return folder
+    return save_model(RunFolder(str(storage), run).stage("sft"), model, tokenizer(), steps)

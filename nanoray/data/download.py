@@ -35,6 +35,16 @@ LONGEST_RETRY_AFTER_SECONDS = 600.0
 LOCK_LOOK_SECONDS = 0.2
 PARQUET_MAGIC = b"PAR1"
 
+
+@dataclass(frozen=True)
+class FileKind:
+    """What a file should be: without a checksum this alone tells it from a login page."""
+
+    name: str
+    is_one: Callable[[BufferedReader, int], bool]
+    """Looks at a file that is read from its beginning, and at its size."""
+
+
 Show = Callable[[int, int | None], None]
 """Is told how many bytes have arrived, and of how many; None where the server does not say."""
 
@@ -79,8 +89,11 @@ class TryAgainError(Exception):
 class Downloader:
     """Fetches files over one pool of connections; its methods may run in several threads."""
 
-    def __init__(self, patience: Patience, say: Callable[[str], None]) -> None:
-        self.patience, self.say = patience, say
+    def __init__(
+        self, patience: Patience, say: Callable[[str], None], kind: FileKind | None = None
+    ) -> None:
+        """Keep how long to wait, whom to tell, and what is fetched: by default parquet files."""
+        self.patience, self.say, self.kind = patience, say, kind or PARQUET
         self.stop = threading.Event()
         self.client = httpx.Client(
             follow_redirects=True,
@@ -114,7 +127,7 @@ class Downloader:
             remote = self._insist(
                 url, lambda: self._transfer(url, part, show), lambda: os.path.getsize(part)
             )
-            problem = find_problem(part, remote)
+            problem = find_problem(part, remote, self.kind)
             if problem is None:
                 return remote
             # The beginning of an older version of the file, or a byte that fell over on the way:
@@ -266,14 +279,14 @@ def sha256_of(file: BufferedReader) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def find_problem(part: str, remote: RemoteFile) -> str | None:
+def find_problem(part: str, remote: RemoteFile, kind: FileKind) -> str | None:
     """Say in what a part file differs from the file that the server has; None if in nothing."""
     num_bytes = os.path.getsize(part)
     if remote.num_bytes is not None and num_bytes != remote.num_bytes:
         return f"it has {num_bytes:,} bytes, not {remote.num_bytes:,}"
     with open(part, "rb") as file:
         if remote.sha256 is None:
-            return None if is_parquet(file, num_bytes) else "it is no parquet file"
+            return None if kind.is_one(file, num_bytes) else f"it is no {kind.name}"
         sha256 = sha256_of(file)
     return None if sha256 == remote.sha256 else f"its SHA-256 is {sha256}, not {remote.sha256}"
 
@@ -284,6 +297,9 @@ def is_parquet(file: BufferedReader, num_bytes: int) -> bool:
         return False
     file.seek(-len(PARQUET_MAGIC), os.SEEK_END)
     return file.read() == PARQUET_MAGIC
+
+
+PARQUET = FileKind("parquet file", is_parquet)
 
 
 def part_file(fs: AbstractFileSystem, target: str) -> str:

@@ -140,16 +140,19 @@ def attend_span(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         window: how many earlier tokens each token sees besides itself; None for all.
     """
     T, Tq = k.size(0), q.size(0)
-    query = torch.arange(T - Tq, T, device=q.device)[:, None]
-    key = torch.arange(T, device=q.device)[None, :]
-    allowed = key <= query
-    if window is not None:
-        allowed = allowed & (query - key <= window)
+    allowed = None
+    if Tq != T or window is not None:
+        query = torch.arange(T - Tq, T, device=q.device)[:, None]
+        key = torch.arange(T, device=q.device)[None, :]
+        allowed = key <= query
+        if window is not None:
+            allowed = allowed & (query - key <= window)
     mixed = F.scaled_dot_product_attention(
         q.transpose(0, 1)[None],  # (1, H, Tq, E)
         k.transpose(0, 1)[None],  # (1, K, T, E)
         v.transpose(0, 1)[None],
         attn_mask=allowed,
+        is_causal=allowed is None,  # without a mask, kernels skip what no token sees
         enable_gqa=q.size(1) != k.size(1),
     )
     return mixed[0].transpose(0, 1)

@@ -13,12 +13,13 @@ from rich.live import Live
 from rich.table import Table
 
 from nanoray.cluster import connection
-from nanoray.config import InputError
+from nanoray.config import InputError, flag
 from nanoray.events import failure_history, read_events
 from nanoray.goodput import CATEGORIES, read_account
 from nanoray.metrics import read_metrics
 from nanoray.progress import duration
 from nanoray.report import ReportFacts, read_facts, write_report
+from nanoray.report_card import read_card
 from nanoray.stages.pretrain_worker import STAGE
 from nanoray.storage import RunFolder, StageFolder
 from nanoray.train.rollback import read_rollbacks
@@ -46,12 +47,17 @@ class ReportConfig:
     """Folder or address (s3://, gs://, ...) in which the run is; by default ./runs."""
     json: bool = False
     """Print JSON only."""
+    card: bool = False
+    """Print the scores of all stages in Markdown, and nothing else."""
     watch: bool = False
     """Show the tables anew every few seconds, until the run ends or Ctrl-C."""
 
     def __post_init__(self) -> None:
-        if self.watch and self.json:
-            raise InputError("--watch shows tables, and --json prints none. Give one of them.")
+        given = [flag(name) for name in ("json", "card", "watch") if getattr(self, name)]
+        if len(given) > 1:
+            raise InputError(
+                f"{' and '.join(given)} each print in their own way. Give one of them."
+            )
 
 
 def report(config: ReportConfig) -> str:
@@ -65,6 +71,13 @@ def report(config: ReportConfig) -> str:
     folder = RunFolder(storage, run).stage(stage or STAGE)
     if folder.read_config() is None:
         raise InputError(f"{folder} holds no run. Give the name of one, and its --storage.")
+    if config.card:
+        card = read_card(folder.run)
+        if card is None:
+            raise InputError(
+                f"{folder.run} has no results. Make some: jobs/evaluate.py --run {run}"
+            )
+        return card.markdown()
     if config.watch:
         watch(folder)
     facts = summary_of(folder)

@@ -3,12 +3,10 @@
 import contextlib
 import dataclasses
 import logging
-import lzma
-import shlex
-import statistics
-import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import ray
 import torch
@@ -20,37 +18,51 @@ from nanoray.data.blocks import layout_for
 from nanoray.data.datasets import BYTES_PER_TOKEN, DATASETS, resolve_data
 from nanoray.data.feed import start_pacer
 from nanoray.data.manifest import Manifest, check_unchanged, find_shards, make_manifest
-from nanoray.data.plan import DataPlan, read_documents
+from nanoray.data.plan import DataPlan
 from nanoray.events import DONE, INTERRUPTED, append_event
-from nanoray.metrics import read_metrics
 from nanoray.model.scaling import flops_per_token, num_parameters
-from nanoray.progress import RunDisplay, duration
-from nanoray.report import ReportFacts, write_report
+from nanoray.progress import RunDisplay
 from nanoray.stages.pretrain_config import (
     PretrainConfig,
     budget,
     checkpoint_bytes,
     decide,
     model_config,
-    rates,
     rows_per_step,
 )
-from nanoray.stages.pretrain_worker import STAGE, PretrainJob, validation_rows
+from nanoray.stages.pretrain_summary import finish
+from nanoray.stages.pretrain_worker import STAGE, PretrainJob
 from nanoray.stages.tokenizer import bytes_per_token, learn_tokenizer
 from nanoray.storage import RunFolder, StageFolder, read_json, with_patience, write_json
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.text.tokenizer_file import load_tokenizer, save_tokenizer
-from nanoray.train.checkpoint_files import committed_steps, step_name
 from nanoray.train.device import training_dtype
 
 logger = logging.getLogger(__name__)
 
-XZ_BYTES = 8_000_000
-"""xz is slow: of a long validation text only the beginning is compressed."""
+
+class Evaluations(Protocol):
+    """Evaluates what a run saves, if its config asks for it."""
+
+    def check(self, config: PretrainConfig) -> None:
+        """Read what is needed.
+
+        Raises:
+            InputError: it is not there.
+        """
+        ...
+
+    def watch(self, job: PretrainJob) -> AbstractContextManager[None]:
+        """Evaluate saved steps while the context is open, and what is left when it is closed."""
+        ...
 
 
-def pretrain(config: PretrainConfig) -> str:
+def pretrain(config: PretrainConfig, evaluations: Evaluations | None = None) -> str:
     """Pretrain a base model, or go on where an earlier start of the same run stopped.
+
+    Args:
+        config: what the user gave.
+        evaluations: of what the run saves; without them, its config must not ask for any.
 
     Returns:
         What the user is told at the end.
@@ -65,18 +77,21 @@ def pretrain(config: PretrainConfig) -> str:
         )  # a typo is told before a cluster starts
     began = time.time()
     connection.connect()
-    job = prepare(config, storage)
+    job = prepare(config, storage, evaluations)
     describe(job)
     folder = job.folder
-    if STAGE in folder.run.read_state().get("stages_done", []):
-        logger.info("this run is finished; --fresh begins it anew")
-    else:
-        append_event(folder, "start", time=began)
-        train_on_cluster(job)
+    with evaluations.watch(job) if evaluations else contextlib.nullcontext():
+        if STAGE in folder.run.read_state().get("stages_done", []):
+            logger.info("this run is finished; --fresh begins it anew")
+        else:
+            append_event(folder, "start", time=began)
+            train_on_cluster(job)
     return with_patience(lambda: finish(job), job.config.storage_patience_seconds, str(folder))
 
 
-def prepare(config: PretrainConfig, storage: str) -> PretrainJob:
+def prepare(
+    config: PretrainConfig, storage: str, evaluations: Evaluations | None = None
+) -> PretrainJob:
     """Decide and check everything, then write what the run needs into its folder."""
     config, folder = open_stage(config, storage)
     manifest = find_manifest(config, folder, storage)
@@ -98,6 +113,9 @@ def prepare(config: PretrainConfig, storage: str) -> PretrainJob:
         packing=config.packing,
         seed=config.seed,
     )
+    assert evaluations or not config.core_every, "the job brings the evaluations"
+    if evaluations:
+        evaluations.check(config)
     if config.fresh:
         begin_anew(folder)
     save_tokenizer(tokenizer, folder.run.tokenizer_address)
@@ -282,97 +300,3 @@ def recorded(folder: StageFolder, patience_seconds: float) -> Iterator[None]:
             logger.warning("%s could not be told how the job ended: %s", folder, unwritten)
         raise
     with_patience(lambda: append_event(folder, "stop", why=DONE), patience_seconds, str(folder))
-
-
-def finish(job: PretrainJob) -> str:
-    """Write the report, and give the summary that the user sees."""
-    folder = job.folder
-    result = read_json(folder.fs, folder.path("result.json")) or {}
-    metrics = read_metrics(folder.fs, folder.path("metrics.jsonl"))
-    final_bpb = next(
-        (
-            m["validation/bits_per_byte"]
-            for m in reversed(metrics)
-            if "validation/bits_per_byte" in m
-        ),
-        None,
-    )
-    summary = {
-        "parameters": f"{num_parameters(job.model):,}",
-        "training tokens": f"{metrics[-1]['tokens']:,}",
-        "validation": f"{final_bpb:.4f} bits per byte",
-        "the same text by xz -9e": f"{xz_bits_per_byte(job):.4f} bits per byte",
-        "training time": duration(sum(m["train/step_seconds"] for m in metrics)),
-        "median speed": f"{median([m['train/tokens_per_second'] for m in metrics]):,.0f} tokens/s",
-        "median MFU": f"{100 * median([m['train/mfu'] for m in metrics]):.1f} %",
-        "skipped steps": f"{metrics[-1].get('train/skipped', 0):,}",
-        "dropped by packing": f"{100 * result.get('dropped_tokens_share', 0):.2f} % of the tokens",
-        "most memory of a worker": f"{result.get('peak_memory_bytes', 0) / 2**30:.2f} GiB",
-        "weights": weights_hash(folder),
-    }
-    samples = [(str(prompt), str(text)) for prompt, text in result.get("samples", [])]
-    facts = ReportFacts(
-        title=f"{folder.run.run} / {folder.name}",
-        summary=summary,
-        derivation=derivation(job),
-        resume_command=resume_command(),
-        samples=samples,
-    )
-    write_report(folder, facts)
-    lines = [f"{label:>24}  {value}" for label, value in summary.items()]
-    lines += [f"\n> {prompt}{text}" for prompt, text in samples]
-    return "\n".join([*lines, f"\nreport: {folder}/report.html"])
-
-
-def derivation(job: PretrainJob) -> dict[str, str]:
-    """Say what followed from the depth, and how."""
-    config, model = job.config, job.model
-    lr = rates(config, model)
-    plan = budget(config, model)
-    return {
-        "width": f"64 x depth {model.num_layers} = {model.model_dim}",
-        "heads": f"{model.model_dim} / {model.head_dim} = {model.num_heads}",
-        "FLOPs per token": (
-            f"6 x (parameters - embedding) + 12 x depth x width x T = {flops_per_token(model):.6g}"
-        ),
-        "steps": (
-            f"{plan.tokens:,} tokens / {config.total_batch_tokens:,} per step = {plan.num_steps:,}"
-        ),
-        "learning rates": (
-            f"matrices {lr.matrix:g} (Muon); embedding {lr.embedding:.4g}, unembedding "
-            f"{lr.unembedding:.4g} (AdamW, x (width / 768)^-0.5)"
-        ),
-    }
-
-
-def resume_command() -> str:
-    """Give the command that goes on with this run, as it was typed."""
-    return shlex.join(["python", *sys.argv])
-
-
-def weights_hash(folder: StageFolder) -> str:
-    """Give the SHA-256 of the newest checkpoint's weights."""
-    step = committed_steps(folder)[-1]
-    path = folder.path("checkpoints", step_name(step), "manifest.json")
-    manifest = read_json(folder.fs, path) or {}
-    digest = manifest["files"]["model.safetensors"]["sha256"]
-    return f"step {step}, sha256 {digest}"
-
-
-def xz_bits_per_byte(job: PretrainJob) -> float:
-    """Compress the documents that validation is measured on with `xz -9e`: what a model must beat.
-
-    They come whole and in order, with all the context that rows do not have.
-    """
-    text = b""
-    wanted = validation_rows(job.config) * job.plan.max_seq_len
-    for unit in job.plan.validation_units:
-        if len(text) >= min(XZ_BYTES, wanted * job.bytes_per_token):
-            break
-        text += "\n".join(read_documents(job.plan.manifest, unit)).encode()
-    return 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / max(1, len(text))
-
-
-def median(values: list[float]) -> float:
-    """Give the median, without the first tenth, in which compilation falls."""
-    return statistics.median(values[len(values) // 10 :])

@@ -82,6 +82,12 @@ class PretrainConfig(RunConfig):
     """Steps between validations; by default four in a run, and at least one every 250 steps."""
     validation_tokens: int | None = None
     """Tokens of the validation part that are used; by default 10,485,760, and 131,072 on CPUs."""
+    core_every: int | None = None
+    """Steps between evaluations of CORE, elsewhere on the cluster; by default there are none."""
+    core_max_per_task: int | None = None
+    """Questions of each task of CORE in such an evaluation; by default all."""
+    eval_bundle: str | None = None
+    """Folder or zip file with CORE's tasks; by default the published one is fetched."""
     eager: bool = False
     """Do not compile the model with torch.compile."""
 
@@ -97,6 +103,8 @@ class PretrainConfig(RunConfig):
             "num_steps",
             "validate_every",
             "validation_tokens",
+            "core_every",
+            "core_max_per_task",
         ):
             require_positive(name, getattr(self, name))
         require_positive("vocab_size", self.vocab_size, least=SMALLEST_VOCABULARY)

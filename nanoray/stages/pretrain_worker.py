@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import ray
@@ -170,7 +171,12 @@ def run_worker(
         world,
         attempt=attempt,
         facts=checkpoint_facts(job),
-        policy=SavePolicy(config.keep_last, config.keep_every, config.storage_patience_seconds),
+        policy=SavePolicy(
+            config.keep_last,
+            config.keep_every,
+            is_wanted=partial(awaits_evaluation, folder, config.core_every),
+            patience_seconds=config.storage_patience_seconds,
+        ),
     )
     if start_step:
         checkpointer.restore(state, start_step)
@@ -193,6 +199,11 @@ def run_worker(
     if world.rank != 0:
         return {}
     return {"samples": write_samples(job, state), "peak_memory_bytes": peak_memory(world.device)}
+
+
+def awaits_evaluation(folder: StageFolder, core_every: int | None, step: int) -> bool:
+    """Say whether a step is still to be evaluated, and must not be deleted before."""
+    return core_every is not None and step % core_every == 0 and not folder.is_evaluated(step)
 
 
 def _chain(first: StepRows, rest: Iterator[StepRows]) -> Iterator[StepRows]:
@@ -250,6 +261,7 @@ def loop_config(job: PretrainJob, world: World) -> LoopConfig:
         save=SaveConfig(
             every_steps=config.save_every,
             every_seconds=None if minutes is None else 60 * minutes,
+            multiples_of=config.core_every,
             history=failure_history(read_events(job.folder)),
         ),
         validate_every=config.validate_every,

@@ -57,6 +57,8 @@ class SavePolicy:
     """How many of the newest steps stay."""
     keep_every: int | None = None
     """Steps that are a multiple of it stay as well."""
+    is_wanted: Callable[[int], bool] = lambda step: False
+    """Says of which steps somebody else still needs the weights."""
     patience_seconds: float = 1800.0
     """How long a step is tried again when storage fails."""
 
@@ -326,7 +328,8 @@ class Checkpointer:
         """Delete steps that need not be kept, and what dead attempts left half written."""
         steps = committed_steps(self.folder)
         for step in steps[: -self.policy.keep_last]:
-            if not (self.policy.keep_every and step % self.policy.keep_every == 0):
+            is_kept = self.policy.keep_every and step % self.policy.keep_every == 0
+            if not is_kept and not self.policy.is_wanted(step):
                 self._delete(step)
         for name in self._leftovers(steps):
             self.fs.rm(self.folder.path("checkpoints", name), recursive=True)

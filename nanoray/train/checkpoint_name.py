@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nanoray.config import InputError
 from nanoray.model.gpt import GPT, GPTConfig
-from nanoray.storage import RunFolder, StageFolder
+from nanoray.storage import RunFolder, StageFolder, read_json
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.text.tokenizer_file import load_tokenizer
 from nanoray.train.checkpoint_files import (
@@ -53,6 +53,12 @@ class SavedModel:
                 f"{self.name} was trained with {trained[:16]}. Restore the run's tokenizer."
             )
         return tokenizer
+
+    def weights_hash(self) -> str:
+        """Give the SHA-256 of the file with the weights, as it was written down with it."""
+        path = self.folder.path("checkpoints", step_name(self.step), "manifest.json")
+        manifest = read_json(self.folder.fs, path) or {}
+        return str(manifest["files"]["model.safetensors"]["sha256"])
 
     def config(self) -> GPTConfig:
         """Read shape and numerics of the model."""

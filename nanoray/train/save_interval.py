@@ -30,10 +30,12 @@ MUCH = 1.5
 
 @dataclass(frozen=True)
 class SaveConfig:
-    """When to save; with neither of the two, as failures and stall ask for."""
+    """When to save; with neither interval, as failures and stall ask for."""
 
     every_steps: int | None = None
     every_seconds: float | None = None
+    multiples_of: int | None = None
+    """Steps that are saved besides: somebody waits for just them."""
     history: FailureHistory = field(default_factory=FailureHistory)
     """Of the run before this start."""
 
@@ -72,7 +74,9 @@ class SaveInterval:
 
     def is_due(self, step: int) -> bool:
         """Say whether to save after a step, which is about to be made."""
-        every = self.config.every_steps
+        every, multiples_of = self.config.every_steps, self.config.multiples_of
+        if multiples_of is not None and step % multiples_of == 0:
+            return True
         if every is not None and step // every > self.saved_step // every:
             return True
         return self.seconds is not None and self.clock() - self.saved_at >= self.seconds

@@ -1,0 +1,40 @@
+"""Benchmarks of trained models, and how their answers are graded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from evals.arc import ARC
+from evals.gsm8k import GSM8K
+from evals.humaneval import HumanEval
+from evals.mmlu import MMLU
+from evals.spelling import SpellingBee
+from evals.words import load_words
+from nanoray.inference.sandbox import LevelChoice
+from nanoray.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSettings:
+    """Where the questions come from, and how answers that are programs are run."""
+
+    hub_dir: str | None = None
+    """Folder that stands for the Hugging Face hub; see `evals.hub`."""
+    words: str | None = None
+    """File with a list of words; by default the public one."""
+    sandbox: LevelChoice = "auto"
+    """Level of the sandbox of HumanEval."""
+
+
+TASKS: dict[str, Callable[[TaskSettings], Task]] = {
+    "arc-easy": lambda settings: ARC("ARC-Easy", "test", settings.hub_dir),
+    "arc-challenge": lambda settings: ARC("ARC-Challenge", "test", settings.hub_dir),
+    "mmlu": lambda settings: MMLU("test", settings.hub_dir),
+    "gsm8k": lambda settings: GSM8K("test", settings.hub_dir),
+    "humaneval": lambda settings: HumanEval(settings.hub_dir, sandbox=settings.sandbox),
+    "spellingbee": lambda settings: SpellingBee(load_words(settings.words), "test"),
+}
+"""The six tasks of ChatCORE by their names on the command line, in the order in which nanochat
+evaluates them. Each reads its data when it is made."""
+
+CHAT_TASKS = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval", "SpellingBee")
+"""Their names in tables."""

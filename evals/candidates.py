@@ -1,0 +1,173 @@
+"""Models that take exams: a checkpoint of a run, or a folder in Hugging Face's layout."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from nanoray.config import InputError
+from nanoray.inference.cache_size import blocks_that_fit
+from nanoray.inference.engine import Engine, EngineConfig
+from nanoray.inference.sampling import SamplingParams
+from nanoray.inference.scoring import Likelihood, Question, Scorer
+from nanoray.model.gpt import GPT
+from nanoray.text.chat import Message, render_for_completion
+from nanoray.text.tokenizer import Tokenizer
+
+PASS_TOKENS = {"cpu": 4096, "cuda": 32_768}
+"""Most tokens of one pass of the scorer: more of them make a GPU no faster."""
+
+
+class TrainedModel:
+    """A model of ours; scoring and writing share its weights."""
+
+    def __init__(self, model: GPT, tokenizer: Tokenizer, *, batch_size: int = 32) -> None:
+        """Take over a model; `batch_size` questions are scored, or answers written, at once."""
+        device = model.embedding.weight.device
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self.scorer = Scorer(model, batch_size=batch_size, pass_tokens=PASS_TOKENS[device.type])
+        self.longest = self.scorer.longest
+        self._engine: Engine | None = None
+
+    def encode(self, text: str) -> list[int]:
+        """Give the ids of a text."""
+        return self.tokenizer.encode(text)
+
+    def document(self, text: str) -> list[int]:
+        """Give the ids of a text that begins a document."""
+        return [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
+
+    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Render a conversation whose last message is to be written."""
+        return render_for_completion(messages, self.tokenizer)
+
+    def score(self, questions: Sequence[Question]) -> list[list[Likelihood]]:
+        """Say how likely all options of all questions are."""
+        return self.scorer.score(questions)
+
+    def write(self, prompts: Sequence[list[int]], max_tokens: int) -> list[str | None]:
+        """Continue prompts greedily, with the calculator at hand."""
+        engine = self.engine()
+        written: dict[int, list[int]] = {}
+        order: list[int | None] = []
+        for prompt in prompts:
+            room = engine.context_tokens - len(prompt)
+            if room < 1:
+                order.append(None)
+                continue
+            params = SamplingParams(max_tokens=min(max_tokens, room), temperature=0, tools=True)
+            order.append(engine.add(prompt, params))
+        while engine.has_work:
+            for output in engine.step():
+                tokens = written.setdefault(output.request, [])
+                if output.token not in engine.eos_ids:
+                    tokens.append(output.token)
+        return [None if number is None else self._text(written, number) for number in order]
+
+    def _text(self, written: dict[int, list[int]], request: int) -> str:
+        """Decode all that was written, tool blocks included; what is no UTF-8 becomes U+FFFD."""
+        return self.tokenizer.decode(written[request])
+
+    def engine(self) -> Engine:
+        """Build the engine when something is to be written."""
+        if self._engine is None:
+            num_blocks = blocks_that_fit(self.model, self.batch_size)
+            config = EngineConfig(
+                max_sequences=self.batch_size,
+                step_tokens=max(512, self.batch_size),
+                num_blocks=num_blocks,
+            )
+            self._engine = Engine(self.model, self.tokenizer, config)
+        return self._engine
+
+
+class HuggingFaceModel:
+    """A causal language model as `transformers` loads it from a folder: text by text, unpadded."""
+
+    def __init__(self, folder: str, dtype: torch.dtype, device: torch.device) -> None:
+        """Load model and tokenizer.
+
+        Raises:
+            InputError: `transformers` is not installed, or the folder holds no model.
+        """
+        try:
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+        except ImportError as error:
+            raise InputError(
+                "A Hugging Face model needs transformers. Install it: pip install 'nanoray[bench]'"
+            ) from error
+        try:
+            # Any: the methods of these classes take and give whatever suits their many models.
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, dtype=dtype
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{folder} holds no model that transformers can load: {error}"
+            ) from error
+        self.model, self.device = model.to(device).eval(), device
+        config = self.model.config
+        self.longest = int(getattr(config, "max_position_embeddings", 0) or 2**31)
+        first = self.tokenizer.bos_token_id
+        self.first_ids = [self.tokenizer.eos_token_id if first is None else first]
+
+    def encode(self, text: str) -> list[int]:
+        """Give the ids of a text."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    def document(self, text: str) -> list[int]:
+        """Give the ids of a text that begins a document."""
+        return [*self.first_ids, *self.encode(text)]
+
+    def chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Render a conversation by the template that came with the tokenizer."""
+        if not self.tokenizer.chat_template:
+            raise InputError(
+                "This model has no chat template, so it cannot be asked questions. Leave out the "
+                "chat tasks: --tasks core."
+            )
+        ids: list[int] = self.tokenizer.apply_chat_template(
+            list(messages[:-1]), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return ids
+
+    def score(self, questions: Sequence[Question]) -> list[list[Likelihood]]:
+        """Say how likely all options of all questions are."""
+        return [
+            [self._likelihood([*question.prefix], [*option]) for option in question.options]
+            for question in questions
+        ]
+
+    @torch.inference_mode()
+    def _likelihood(self, prefix: list[int], option: list[int]) -> Likelihood:
+        """Score one text by a pass of its own."""
+        if not option:
+            return Likelihood([], True)
+        ids = torch.tensor([prefix + option], device=self.device)
+        logits = self.model(ids).logits[0, len(prefix) - 1 : -1].float()
+        wanted = ids[0, len(prefix) :]
+        chosen = logits.gather(1, wanted[:, None])[:, 0] - logits.logsumexp(1)
+        return Likelihood(chosen.tolist(), bool((logits.argmax(1) == wanted).all()))
+
+    @torch.inference_mode()
+    def write(self, prompts: Sequence[list[int]], max_tokens: int) -> list[str | None]:
+        """Continue prompts greedily, one by one."""
+        written: list[str | None] = []
+        for prompt in prompts:
+            room = self.longest - len(prompt)
+            if room < 1:
+                written.append(None)
+                continue
+            ids = torch.tensor([prompt], device=self.device)
+            out = self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=min(max_tokens, room),
+                do_sample=False,
+                pad_token_id=self.first_ids[0],
+            )
+            text: str = self.tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)
+            written.append(text)
+        return written

@@ -1,0 +1,131 @@
+"""Which questions an evaluation asks, by the names that the user gives."""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from evals import CHAT_TASKS, TASKS, TaskSettings
+from evals.bundle import Bundle, CoreTask, open_bundle
+from evals.core import FEW_SHOT_SEED, SHUFFLE_SEED, CoreExam
+from evals.exam import Exam, exam_of
+from evals.hub import SHUFFLE_SEED as HUB_SEED
+from nanoray.cluster import connection
+from nanoray.config import DataError, InputError, require_positive
+from nanoray.inference.sandbox import LevelChoice, choose_level
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExamConfig:
+    """What is asked."""
+
+    tasks: str = "core"
+    """core, chat, or names of tasks (hellaswag, gsm8k, ...), with commas between them."""
+    eval_bundle: str | None = None
+    """Folder or zip file with CORE's tasks; by default the published one is fetched."""
+    hub_dir: str | None = None
+    """Folder that stands for the Hugging Face hub: ORG/NAME/CONFIG/SPLIT.parquet."""
+    words: str | None = None
+    """List of words for spelling; by default the public one is fetched."""
+    max_per_task: int | None = None
+    """Ask so many questions of each task at most: a sample, and called so."""
+    skip_missing: bool = False
+    """Score what there is of a bundle that lacks files; it is not CORE then."""
+    sandbox: LevelChoice = "auto"
+    """Isolation of programs that the model writes: strong refuses to do with less."""
+
+    def __post_init__(self) -> None:
+        require_positive("max_per_task", self.max_per_task)
+
+
+@dataclass(frozen=True)
+class ExamPlan:
+    """What is asked."""
+
+    exams: list[Exam]
+    available: dict[str, int]
+    """Examples that each task has in all."""
+    core_tasks: tuple[str, ...]
+    """All tasks of the bundle: CORE is their mean."""
+    chat_tasks: tuple[str, ...]
+    """All tasks of ChatCORE."""
+    left_out: tuple[str, ...]
+    """Tasks of CORE that have no file."""
+    settings: dict[str, Any]  # Any: JSON
+    """What decides the questions and their grades."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the exams."""
+        return [exam.name for exam in self.exams]
+
+
+def plan_exams(config: ExamConfig) -> ExamPlan:
+    """Read all questions.
+
+    Raises:
+        InputError: an unknown task, or data that are not there.
+    """
+    wanted = {name.strip() for name in config.tasks.split(",") if name.strip()}
+    bundle, tasks = None, list[CoreTask]()
+    if wanted - {"chat", *TASKS}:
+        bundle = open_bundle(located(config.eval_bundle))
+        tasks = bundle.tasks()
+    labels = [task.label for task in tasks]
+    unknown = sorted(wanted - {"core", "chat", *labels, *TASKS})
+    if unknown or not wanted:
+        raise InputError(
+            f"--tasks {config.tasks!r}: {unknown[0] if unknown else 'nothing'} is no task. There "
+            f"are core, chat, {', '.join([*labels, *TASKS])}."
+        )
+    picked = [task for task in tasks if wanted & {"core", task.label}]
+    exams, available, left_out = list[Exam](), dict[str, int](), list[str]()
+    for task in picked:
+        assert bundle is not None, "it has these tasks"
+        exam, total = core_exam(bundle, task, config.max_per_task)
+        if exam is None and not config.skip_missing:
+            raise DataError(
+                f"{bundle.address} has no {task.file}, which {task.label} needs. Fetch the bundle "
+                "anew, or score the rest with --skip-missing."
+            )
+        exams += [exam] if exam else []
+        left_out += [] if exam else [task.label]
+        available[task.label] = total
+    needs_sandbox = bool(wanted & {"chat", "humaneval"})
+    level = choose_level(config.sandbox) if needs_sandbox else None
+    settings = TaskSettings(
+        hub_dir=located(config.hub_dir), words=located(config.words), sandbox=level or "auto"
+    )
+    chat = [make(settings) for name, make in TASKS.items() if wanted & {"chat", name}]
+    for written in chat:
+        exams.append(exam_of(written, config.max_per_task))
+        available[written.name] = len(written)
+    if not exams:
+        raise InputError(f"Of --tasks {config.tasks} none is there. Give another --eval-bundle.")
+    return ExamPlan(
+        exams=exams,
+        available=available,
+        core_tasks=tuple(labels),
+        chat_tasks=CHAT_TASKS,
+        left_out=tuple(left_out),
+        settings={
+            "max_per_task": config.max_per_task,
+            "seeds": {"core": SHUFFLE_SEED, "few_shot": FEW_SHOT_SEED, "hub": HUB_SEED},
+            "sandbox": level,
+        },
+    )
+
+
+def core_exam(
+    bundle: Bundle, task: CoreTask, max_per_task: int | None
+) -> tuple[CoreExam | None, int]:
+    """Read one task of CORE, shuffled as nanochat does it; gives also how many examples it has."""
+    items = bundle.examples(task)
+    if items is None:
+        return None, 0
+    random.Random(SHUFFLE_SEED).shuffle(items)
+    return CoreExam(task, items[:max_per_task]), len(items)
+
+
+def located(path: str | None) -> str | None:
+    """Make a path absolute, as it is meant where the job was submitted."""
+    return path and connection.absolute_address(path)

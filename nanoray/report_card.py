@@ -1,0 +1,117 @@
+"""The report card of a run: what its stages scored, from the results beside their checkpoints."""
+
+import html
+from dataclasses import dataclass
+from typing import Any
+
+from nanoray.storage import RunFolder, list_folder, read_json
+
+COLUMNS = {"pretrain": "BASE", "midtrain": "MID", "sft": "SFT", "rl": "RL"}
+MEANS = FIRST, LAST = "CORE", "ChatCORE"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One entry of the card."""
+
+    value: float
+    low: float
+    high: float
+    """The 95 % interval."""
+    step: int
+    num_examples: int
+    is_sample: bool
+
+    def __str__(self) -> str:
+        half = (self.high - self.low) / 2
+        return f"{self.value:.4f} ± {half:.4f}{'*' if self.is_sample else ''}"
+
+
+@dataclass(frozen=True)
+class Card:
+    """Scores by metric and stage."""
+
+    run: str
+    scores: dict[str, dict[str, Score]]
+    """Metric -> stage -> score; CORE comes first, ChatCORE last."""
+
+    @property
+    def stages(self) -> list[str]:
+        """The stages that have any score."""
+        found = {stage for by_stage in self.scores.values() for stage in by_stage}
+        return [stage for stage in COLUMNS if stage in found]
+
+    @property
+    def notes(self) -> str:
+        """What a reader must know of the numbers."""
+        has_sample = any(s.is_sample for row in self.scores.values() for s in row.values())
+        told = "± half of the 95 % interval."
+        return f"{told} * some of the examples only." if has_sample else told
+
+    def markdown(self) -> str:
+        """Write the card in Markdown."""
+        stages = self.stages
+        lines = [
+            f"| {self.run} | {' | '.join(COLUMNS[stage] for stage in stages)} |",
+            f"|---|{'---:|' * len(stages)}",
+        ]
+        for metric, row in self.scores.items():
+            cells = [str(row[stage]) if stage in row else "" for stage in stages]
+            lines.append(f"| {metric} | {' | '.join(cells)} |")
+        return "\n".join([*lines, "", self.notes])
+
+    def to_html(self) -> str:
+        """Write the card for report.html."""
+        head = "".join(f"<th>{COLUMNS[stage]}</th>" for stage in self.stages)
+        rows = []
+        for metric, row in self.scores.items():
+            cells = "".join(f"<td>{row.get(stage, '')}</td>" for stage in self.stages)
+            rows.append(f"<tr><th>{html.escape(metric)}</th>{cells}</tr>")
+        body = "\n".join(rows)
+        return (
+            f'<div class="card"><table>\n<tr><th></th>{head}</tr>\n{body}\n</table></div>\n'
+            f'<p class="quiet">{self.notes}</p>'
+        )
+
+
+def read_card(run: RunFolder) -> Card | None:
+    """Read the results of all stages; None where there are none.
+
+    Of each metric and stage the newest step counts, and of that the result with most examples.
+    """
+    scores: dict[str, dict[str, Score]] = {}
+    for stage in COLUMNS:
+        folder = run.stage(stage)
+        for name in list_folder(folder.fs, folder.path("evals")):
+            if not name.endswith(".json"):
+                continue
+            saved = read_json(folder.fs, folder.path("evals", name.rpartition("/")[2]))
+            for metric, score in scores_of(saved or {}).items():
+                before = scores.setdefault(metric, {}).get(stage)
+                rank = (score.step, score.num_examples)
+                if before is None or rank > (before.step, before.num_examples):
+                    scores[metric][stage] = score
+    if not scores:
+        return None
+    order = sorted(scores, key=lambda metric: (metric == LAST, metric != FIRST))
+    return Card(run.run, {metric: scores[metric] for metric in order})
+
+
+def scores_of(saved: dict[str, Any]) -> dict[str, Score]:  # Any: JSON
+    """Give the means and the tasks of conversations of one report; CORE's tasks are too many."""
+    tasks, step = saved.get("tasks", []), int(saved.get("step") or 0)
+    found = {}
+    for task in tasks:
+        if task["group"] == "chat":
+            low, high = task["interval_95"]
+            count, is_sample = task["num_examples"], task["is_sample"]
+            found[task["name"]] = Score(task["accuracy"], low, high, step, count, is_sample)
+    for name, group in zip(MEANS, ("core", "chat"), strict=True):
+        mean = saved.get("means", {}).get(name)
+        if mean is not None:
+            parts = [task for task in tasks if task["group"] == group]
+            count = sum(task["num_examples"] for task in parts)
+            low, high = mean["interval_95"]
+            is_sample = any(task["is_sample"] for task in parts)
+            found[name] = Score(mean["value"], low, high, step, count, is_sample)
+    return found

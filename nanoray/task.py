@@ -1,0 +1,44 @@
+"""A task: questions with known answers, to learn from, be measured by, and be rewarded for."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question, and the answer that it should get."""
+
+    messages: Sequence[Mapping[str, Any]]  # Any: content is a string, or a list of parts
+    """A conversation; its last message is the answer."""
+    choices: tuple[str, ...] = ()
+    """If given, the answer is one of these; else it is written freely."""
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What an answer is worth."""
+
+    is_correct: bool
+    note: str = ""
+    """Why it is not correct, where that is worth telling."""
+
+
+class Task(Protocol):
+    """A list of examples, and how an answer to one of them is graded."""
+
+    name: str
+    baseline: float
+    """Share of correct answers that guessing gives."""
+
+    def __len__(self) -> int:
+        """Give the number of examples."""
+        ...
+
+    def example(self, index: int) -> Example:
+        """Give one example."""
+        ...
+
+    def grade(self, index: int, answer: str) -> Grade:
+        """Grade an answer to an example: what the assistant wrote, or its choice."""
+        ...

@@ -1,0 +1,40 @@
+"""Tests of the table of tasks in evals/__init__.py."""
+
+from pathlib import Path
+
+import pytest
+
+from evals import TASKS, TaskSettings
+from nanoray.config import InputError
+from tests.evals.local_hub import local_hub, local_words
+
+FACTS = {
+    "arc-easy": ("ARC-Easy", 0.25, 2_376),
+    "arc-challenge": ("ARC-Challenge", 0.25, 1_172),
+    "mmlu": ("MMLU", 0.25, 14_042),
+    "gsm8k": ("GSM8K", 0.0, 1_319),
+    "humaneval": ("HumanEval", 0.0, 164),
+    "spellingbee": ("SpellingBee", 0.0, 256),
+}
+
+
+def test_tasks_have_the_names_baselines_and_sizes_that_nanochat_publishes() -> None:
+    settings = TaskSettings(hub_dir=local_hub(), words=local_words())
+
+    made = {name: make(settings) for name, make in TASKS.items()}
+
+    facts = {name: (task.name, task.baseline, len(task)) for name, task in made.items()}
+    assert list(facts.items()) == list(FACTS.items())
+
+
+@pytest.mark.parametrize("name", [name for name in FACTS if name != "spellingbee"])
+def test_each_task_reads_from_the_folder_that_is_given(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--hub-dir .* is no folder"):
+        TASKS[name](TaskSettings(hub_dir=str(tmp_path / "none")))
+
+
+def test_the_list_of_words_is_the_one_that_is_given(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("\n")
+
+    with pytest.raises(InputError, match=r"words\.txt has no words"):
+        TASKS["spellingbee"](TaskSettings(words=str(tmp_path / "words.txt")))

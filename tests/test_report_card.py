@@ -1,0 +1,68 @@
+"""The card: of each stage the newest and fullest results."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanoray.report_card import read_card
+from nanoray.storage import RunFolder
+
+
+def task(name: str, group: str, accuracy: float, num_examples: int, is_sample: bool) -> Any:
+    interval = [accuracy - 0.1, accuracy + 0.1]
+    return {
+        "name": name,
+        "group": group,
+        "accuracy": accuracy,
+        "interval_95": interval,
+        "num_examples": num_examples,
+        "is_sample": is_sample,
+    }
+
+
+def write(storage: Path, stage: str, file: str, **report: Any) -> None:
+    folder = storage / "r" / stage / "evals"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_text(json.dumps(report))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    core = [task("hellaswag", "core", 0.3, 100, False)]
+    means = {"CORE": {"value": 0.2, "interval_95": [0.18, 0.22]}}
+    write(tmp_path, "pretrain", "step_000010-a.json", step=10, tasks=core, means=means)
+    old = {"CORE": {"value": 0.1, "interval_95": [0.08, 0.12]}}
+    write(tmp_path, "pretrain", "step_000005-a.json", step=5, tasks=core, means=old)
+    few = [task("GSM8K", "chat", 0.5, 10, True)]
+    write(tmp_path, "sft", "step_000007-a.json", step=7, tasks=few, means={})
+    all_of_it = [task("GSM8K", "chat", 0.25, 1319, False), task("<i>", "chat", 0, 9, True)]
+    write(tmp_path, "sft", "step_000007-b.json", step=7, tasks=all_of_it, means={})
+    return RunFolder(str(tmp_path), "r")
+
+
+def test_the_newest_step_counts_and_of_it_what_had_most_examples(run: RunFolder) -> None:
+    card = read_card(run)
+
+    assert card is not None
+    assert card.markdown() == (
+        "| r | BASE | SFT |\n"
+        "|---|---:|---:|\n"
+        "| CORE | 0.2000 ± 0.0200 |  |\n"
+        "| GSM8K |  | 0.2500 ± 0.1000 |\n"
+        "| <i> |  | 0.0000 ± 0.1000* |\n"
+        "\n"
+        "± half of the 95 % interval. * some of the examples only."
+    )
+
+
+def test_names_are_text_on_the_page(run: RunFolder) -> None:
+    card = read_card(run)
+
+    assert card is not None
+    assert "<th>&lt;i&gt;</th><td></td><td>0.0000 ± 0.1000*</td>" in card.to_html()
+
+
+def test_a_run_without_results_has_no_card(tmp_path: Path) -> None:
+    assert read_card(RunFolder(str(tmp_path), "r")) is None

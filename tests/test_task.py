@@ -1,0 +1,30 @@
+"""The protocol of tasks: a class of one's own is one without a base class."""
+
+from nanoray.task import Example, Grade, Task
+
+
+class Doubling:
+    name = "doubling"
+    baseline = 0.0
+
+    def __len__(self) -> int:
+        return 10
+
+    def example(self, index: int) -> Example:
+        answer = {"role": "assistant", "content": str(2 * index)}
+        return Example([{"role": "user", "content": f"2 * {index}?"}, answer])
+
+    def grade(self, index: int, answer: str) -> Grade:
+        right = answer == str(2 * index)
+        return Grade(right, "" if right else "wrong")
+
+
+def own_answers_right(task: Task) -> int:
+    """Count the examples whose own answer is graded as right."""
+    answers = [task.example(i).messages[-1]["content"] for i in range(len(task))]
+    return sum(task.grade(i, answer).is_correct for i, answer in enumerate(answers))
+
+
+def test_whatever_has_examples_and_grades_is_a_task() -> None:
+    assert own_answers_right(Doubling()) == 10
+    assert Doubling().grade(3, "7") == Grade(False, "wrong")
