@@ -51,6 +51,7 @@ MAY_IMPORT_RAY = [
     "nanoray/ops/launch.py",
     "nanoray/ops/launch_arguments.py",
     "nanoray/serve/deployment.py",
+    "evals/contamination.py",
     "evals/run.py",
     "nanoray/stages/pretrain.py",  # asks the pacer, an actor, for its totals
     "nanoray/stages/pretrain_worker.py",  # reads the stream of its rank

@@ -1,4 +1,4 @@
-"""All benchmarks: the settings of each, and what runs it."""
+"""All benchmarks of training and serving: the settings of each, and what runs it."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -31,7 +31,4 @@ BENCHMARKS: dict[type, Callable[[Any], str]] = {  # Any: each takes its own conf
     ServeBench: bench_serve,
 }
 
-
-def bench(config: Any) -> str:  # Any: one of the settings above
-    """Run the benchmark of some settings."""
-    return BENCHMARKS[type(config)](config)
+"""Settings -> what runs with them and gives one line of JSON."""

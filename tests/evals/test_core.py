@@ -4,9 +4,8 @@ import random
 from typing import Any
 
 import pytest
-import torch
-import torch.nn.functional as F
 
+from evals.bench_core import one_at_a_time
 from evals.bundle import CoreTask
 from evals.candidates import TrainedModel
 from evals.core import CROPPED, SHUFFLE_SEED, CoreExam, Prompt, ask, common_length
@@ -80,26 +79,6 @@ def test_language_modeling_is_written_and_scored_as_in_nanochat() -> None:
         "ctx1 cont1\n\nctx2 cont2",
     ]
     assert regions(exam("language_modeling", rows).prompts(bytes_model(), 0)) == [(5, 11)]
-
-
-def one_at_a_time(asked: CoreExam, candidate: TrainedModel, index: int) -> bool:
-    """Score one question as nanochat does: all texts in full, padded, with all logits."""
-    prompts = asked.prompts(candidate, index)
-    T = max(len(p.ids) for p in prompts)
-    ids = torch.full((len(prompts), T), candidate.tokenizer.bos_id)
-    for row, prompt in enumerate(prompts):
-        ids[row, : len(prompt.ids)] = torch.tensor(prompt.ids)
-    with torch.no_grad():
-        logits = candidate.model(ids)
-    if asked.task.kind == "language_modeling":
-        start, end = regions(prompts)[0]
-        return bool((logits[0, start - 1 : end - 1].argmax(-1) == ids[0, start:end]).all())
-    losses = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
-    means = [
-        losses[row, start - 1 : end - 1].mean().item()
-        for row, (start, end) in enumerate(regions(prompts))
-    ]
-    return means.index(min(means)) == asked.items[index]["gold"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 32])
