@@ -27,6 +27,7 @@ from nanoray.config import InputError, require_positive
 from nanoray.data.datasets import resolve_data
 from nanoray.data.manifest import Manifest, make_manifest
 from nanoray.data.plan import Unit, read_documents, split_units
+from nanoray.text.chat import content_parts
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,14 @@ def question_texts(exam: Exam) -> list[str]:
     if isinstance(exam, CoreExam):
         return [" ".join(strings_of(item)) for item in exam.items]
     assert isinstance(exam, TaskExam), "there are no other kinds"
-    return [" ".join(strings_of(exam.task.example(i).messages)) for i in range(len(exam))]
+    return [
+        "\n".join(
+            text
+            for number, message in enumerate(exam.task.example(i).messages)
+            for _, text in content_parts(message["content"], number)
+        )
+        for i in range(len(exam))
+    ]
 
 
 def strings_of(value: object) -> Iterator[str]:

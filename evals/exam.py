@@ -92,7 +92,8 @@ class ChoiceExam(TaskExam):
                 grades.append(NO_ROOM)
                 continue
             values = [option.logprobs[0] for option in next(scored)]
-            grades.append(self.task.grade(index, example.choices[values.index(max(values))]))
+            chosen = example.choices[values.index(max(values))]
+            grades.append(Grade(self.task.grade(index, chosen).is_correct))
         return grades
 
     def question(self, candidate: Candidate, example: Example) -> Question:

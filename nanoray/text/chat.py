@@ -46,7 +46,7 @@ def render(
             add(tokenizer.encode(_text(message, index)), 0)
             add(special("<|user_end|>"), 0)
             continue
-        for kind, text in _parts(message.get("content"), index):
+        for kind, text in content_parts(message.get("content"), index):
             learn = 0 if kind == "python_output" else 1
             frame = PART_FRAMES[kind]
             tokens = tokenizer.encode(text)
@@ -102,8 +102,12 @@ def _text(message: Message, index: int) -> str:
     return content
 
 
-def _parts(content: Any, index: int) -> list[tuple[str, str]]:  # Any: unchecked input
-    """Read the content of an assistant message as parts (kind, text)."""
+def content_parts(content: Any, index: int) -> list[tuple[str, str]]:  # Any: unchecked input
+    """Read the content of a message as parts (kind, text); `index` is its number, for errors.
+
+    Raises:
+        InputError: it is neither text nor a list of parts.
+    """
     if isinstance(content, str):
         return [("text", content)]
     if not isinstance(content, list | tuple):

@@ -41,7 +41,7 @@ def test_case_and_punctuation_do_not_count() -> None:
 
 def test_all_of_a_question_is_compared() -> None:
     assert list(strings_of({"a": ["x", {"b": "y"}], "gold": 3})) == ["x", "y"]
-    assert question_texts(exam_of(Quiz([("Why?", "So.")]))) == ["user Why? assistant So."]
+    assert question_texts(exam_of(Quiz([("Why?", "So.")]))) == ["Why?\nSo."]
 
 
 @pytest.mark.cluster
