@@ -14,6 +14,7 @@ class ARC:
     """
 
     baseline: float = 0.25
+    sandbox: str | None = None
 
     def __init__(
         self,

@@ -50,7 +50,7 @@ def bench_core(config: CoreBench) -> str:
     model = saved.load(DTYPES[config.dtype], device).requires_grad_(False)
     candidate = TrainedModel(model, saved.tokenizer(), batch_size=config.batch_size)
     plan = plan_exams(ExamConfig(eval_bundle=config.eval_bundle, max_per_task=config.per_task))
-    rows = {}
+    rows: dict[str, dict[str, float]] = {}
     for exam in plan.exams:
         assert isinstance(exam, CoreExam), "CORE has no others"
         indices = range(len(exam))

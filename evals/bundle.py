@@ -9,6 +9,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ class Bundle:
             table = csv.DictReader(io.StringIO(self._must_read("eval_meta_data.csv").decode()))
             baselines = {row["Eval Task"]: float(row["Random baseline"]) / 100 for row in table}
             tasks = [self._task(entry, baselines) for entry in listed]
-        except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, yaml.YAMLError) as error:
             raise DataError(f"{self.address} is no CORE bundle: {error!r}.") from error
         return tasks
 
@@ -97,9 +98,9 @@ class Bundle:
                 example = json.loads(line)
             except ValueError as error:
                 raise DataError(f"{place} is not JSON: {error}. Fetch the bundle anew.") from error
-            missing = [field for field in KINDS[task.kind] if field not in example]
-            if missing:
-                raise DataError(f"{place} has no {missing[0]!r}, and {task.label} needs it.")
+            problem = find_problem(task.kind, example)
+            if problem:
+                raise DataError(f"{place} {problem}. Fetch the bundle anew.")
             examples.append(example)
         if not examples:
             raise DataError(f"{self.address}/{task.file} is empty. Fetch the bundle anew.")
@@ -113,6 +114,26 @@ class Bundle:
                 "out to fetch the published one."
             )
         return content
+
+
+def find_problem(kind: str, example: object) -> str | None:
+    """Say why an example cannot be asked; None if it can."""
+    if not isinstance(example, dict):
+        return "is no JSON object"
+    for name in KINDS[kind]:
+        if name not in example:
+            return f"has no {name!r}"
+    for name in ("query", "context", "continuation"):
+        if name in KINDS[kind] and not isinstance(example[name], str):
+            return f"has a {name!r} that is no text"
+    for name in ("choices", "context_options"):
+        if name in KINDS[kind]:
+            options, gold = example[name], example["gold"]
+            if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
+                return f"has {name!r} that are no list of texts"
+            if not isinstance(gold, int) or not 0 <= gold < len(options):
+                return f"has the right answer {gold!r}, of {len(options)} options"
+    return None
 
 
 def open_bundle(address: str | None) -> Bundle:
@@ -148,6 +169,9 @@ def zip_reader(path: str) -> Callable[[str], bytes | None]:
         with zipfile.ZipFile(path) as archive:
             names = set(archive.namelist())
             found = next((n for n in (f"eval_bundle/{name}", name) if n in names), None)
-            return None if found is None else archive.read(found)
+            try:
+                return None if found is None else archive.read(found)
+            except (zipfile.BadZipFile, zlib.error, OSError) as error:
+                raise DataError(f"{path} is damaged: {error}. Fetch the bundle anew.") from error
 
     return read

@@ -43,4 +43,4 @@ def grade_letter(example: Example, answer: str) -> Grade:
     """Compare a letter with the one that is right."""
     assert answer in example.choices, f"{answer!r} is none of the choices {example.choices}"
     expected = example.messages[-1]["content"]
-    return Grade(True) if answer == expected else Grade(False, f"{answer}, not {expected}")
+    return Grade(answer == expected)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 
-from evals.core import CoreExam
+from evals.core import CoreExam, Item
 from evals.exam import Exam, TaskExam
 from evals.exam_plan import ExamConfig, plan_exams
 from evals.statistics import wilson_interval
@@ -26,7 +26,7 @@ from nanoray.cluster import connection
 from nanoray.config import InputError, require_positive
 from nanoray.data.datasets import resolve_data
 from nanoray.data.manifest import Manifest, make_manifest
-from nanoray.data.plan import Unit, read_documents, split_units
+from nanoray.data.plan import Unit, first_units, read_documents, split_units
 from nanoray.text.chat import content_parts
 
 logger = logging.getLogger(__name__)
@@ -54,8 +54,8 @@ class ContaminationConfig(ExamConfig):
     """Where named datasets are kept once they are fetched; by default ./runs."""
     text_column: str = "text"
     """Column of the parquet files that holds the text."""
-    max_bytes: int = 10**12
-    """How much of the text is read."""
+    max_bytes: int = 10**10
+    """How much of the text is read, from its beginning."""
     ngram: int = 13
     """Words in a row that must be the same."""
     json: bool = False
@@ -98,14 +98,16 @@ def find_contamination(config: ContaminationConfig) -> str:
     manifest = make_manifest(address, config.text_column, skip_bad_shards=False)
     questions = {exam.name: question_texts(exam) for exam in plan.exams}
     hashes = {
-        name: [ngram_hashes(text, config.ngram) for text in texts]
-        for name, texts in questions.items()
+        name: [
+            np.concatenate([ngram_hashes(text, config.ngram) for text in texts]) for texts in each
+        ]
+        for name, each in questions.items()
     }
     wanted = np.unique(np.concatenate([h for each in hashes.values() for h in each]))
     if not len(wanted):
         raise InputError(f"No question has --ngram {config.ngram} words. Give less.")
     connection.connect()
-    units, _ = split_units(manifest)
+    units = first_units(split_units(manifest)[0], config.max_bytes)
     logger.info("looking for %s n-grams in %d units of text", f"{len(wanted):,}", len(units))
     present = find_hashes(manifest, units, wanted, config.ngram)
     overlaps = [
@@ -120,31 +122,28 @@ def find_contamination(config: ContaminationConfig) -> str:
     return as_json(overlaps, config) if config.json else as_table(overlaps, questions)
 
 
-def question_texts(exam: Exam) -> list[str]:
-    """Give the text of each question with its answer."""
+def question_texts(exam: Exam) -> list[list[str]]:
+    """Give the texts of each question: an n-gram never reaches from one of them to another."""
     if isinstance(exam, CoreExam):
-        return [" ".join(strings_of(item)) for item in exam.items]
+        return [texts_of(item) for item in exam.items]
     assert isinstance(exam, TaskExam), "there are no other kinds"
     return [
-        "\n".join(
+        [
             text
             for number, message in enumerate(exam.task.example(i).messages)
             for _, text in content_parts(message["content"], number)
-        )
+        ]
         for i in range(len(exam))
     ]
 
 
-def strings_of(value: object) -> Iterator[str]:
-    """Give all texts in a question, however it is nested."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from strings_of(part)
-    elif isinstance(value, Iterable):
-        for part in value:
-            yield from strings_of(part)
+def texts_of(item: Item) -> list[str]:
+    """Give what of an example of CORE could stand in a text: questions are followed by answers."""
+    if "choices" in item:
+        others = [text for i, text in enumerate(item["choices"]) if i != item["gold"]]
+        return [f"{item['query']} {item['choices'][item['gold']]}", *others]
+    contexts = item.get("context_options") or [item["context"]]
+    return [f"{context} {item['continuation']}" for context in contexts]
 
 
 @cache
@@ -223,7 +222,7 @@ def as_json(overlaps: list[Overlap], config: ContaminationConfig) -> str:
     return json.dumps({"ngram": config.ngram, "data": config.data, "tasks": rows}, indent=1)
 
 
-def as_table(overlaps: list[Overlap], questions: dict[str, list[str]]) -> str:
+def as_table(overlaps: list[Overlap], questions: dict[str, list[list[str]]]) -> str:
     """Write a line for each task, and the beginnings of some questions that were found."""
     lines = [f"{'':34} found  of   share     95 % interval   too short"]
     for o in overlaps:
@@ -235,5 +234,5 @@ def as_table(overlaps: list[Overlap], questions: dict[str, list[str]]) -> str:
             f"{o.name:34} {len(o.found):5,} {o.num_checked:7,}  {len(o.found) / o.num_checked:.4f}"
             f"  {low:.4f} - {high:.4f}  {o.too_short:,}"
         )
-        lines += [f"    {questions[o.name][i][:90]!r}" for i in o.found[:SHOWN]]
+        lines += [f"    {' | '.join(questions[o.name][i])[:90]!r}" for i in o.found[:SHOWN]]
     return "\n".join(lines)

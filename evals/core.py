@@ -4,13 +4,14 @@ Prompts, draws and scores are nanochat's (tests/evals/test_core.py has its golde
 tasks and the centring come from DCLM (Li et al. 2024).
 """
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evals.bundle import CoreTask
-from evals.exam import Candidate, mean_nats
+from evals.exam import NO_NUMBERS, Candidate, hash_questions, mean_nats
 from nanoray.config import DataError
 from nanoray.inference.scoring import Likelihood, Question
 from nanoray.task import Grade
@@ -44,11 +45,19 @@ class CoreExam:
         """
         self.task, self.items = task, items
         self.name, self.baseline = task.label, task.baseline
+        self.group = "core"
+        self.sandbox: str | None = None
         if task.num_shots > len(items) - 1:
             raise DataError(
                 f"{task.label} shows {task.num_shots} solved examples before each question, and "
-                f"has {len(items)} in all. Take more of them."
+                f"there are {len(items)} in all. Take more of them: a larger --max-per-task."
             )
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash all examples, and how they are asked."""
+        task = self.task
+        return hash_questions([task.kind, task.num_shots, task.delimiter, self.items])
 
     def __len__(self) -> int:
         """Give the number of questions."""
@@ -68,6 +77,9 @@ class CoreExam:
             options: list[Likelihood] = []
             while len(options) < len(prompts):
                 options += next(scored)
+            if not all(math.isfinite(x) for option in options for x in option.logprobs):
+                grades.append(NO_NUMBERS)
+                continue
             right = self.is_right(self.items[index], prompts, options)
             grades.append(Grade(right, CROPPED if is_cropped else ""))
         return grades
@@ -77,7 +89,7 @@ class CoreExam:
         if self.task.kind == "language_modeling":
             return options[0].is_greedy
         nats = [
-            mean_nats(option.logprobs[len(option.logprobs) - prompt.num_scored :])
+            mean_nats(option.logprobs[max(0, len(option.logprobs) - prompt.num_scored) :])
             for prompt, option in zip(prompts, options, strict=True)
         ]
         return nats.index(min(nats)) == item["gold"]

@@ -1,24 +1,35 @@
 """`jobs/evaluate.py`: what is measured, of which model, and where the results go."""
 
-import dataclasses
 import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from evals.exam_plan import ExamConfig, ExamPlan, plan_exams
+from evals.exam import Exam
+from evals.exam_plan import ExamConfig, ExamPlan, located, plan_exams
 from evals.results import EvalReport, TaskResult, compare, count_notes
-from evals.run import CheckpointSource, Crew, FolderSource, Marks, Source, choose_crew, take_exams
+from evals.run import (
+    BATCH_SIZE,
+    CheckpointSource,
+    Crew,
+    FolderSource,
+    Marks,
+    Source,
+    choose_crew,
+    take_exams,
+)
+from evals.saved_results import ResultFolder, Settings
 from nanoray.cluster import connection
 from nanoray.config import InputError, require_positive
 from nanoray.model.gpt import DTYPES
-from nanoray.storage import StageFolder, list_folder, read_json, write_file, write_json
-from nanoray.train.checkpoint_files import step_name
 from nanoray.train.checkpoint_name import SavedModel, find_model
 
 logger = logging.getLogger(__name__)
+
+WEIGHT_FILES = ("*.safetensors", "*.bin")
+"""Of a Hugging Face model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +48,8 @@ class EvaluateConfig(ExamConfig):
     """Where runs are kept: a folder or an address; by default ./runs."""
     num_actors: int | None = None
     """Models that answer at once; by default one per GPU, or per CPU up to four."""
-    batch_size: int = 32
-    """Questions that each of them answers at once; no result depends on it."""
+    batch_size: int = BATCH_SIZE
+    """Questions that each of them answers at once."""
     dtype: str | None = None
     """float32 or bfloat16; by default float32 on CPUs, bfloat16 on GPUs."""
     json: bool = False
@@ -65,12 +76,25 @@ class EvaluateConfig(ExamConfig):
 class Subject:
     """A model that is measured."""
 
+    storage: str
     name: str
-    source: Source
+    """RUN/stage@step, or a folder."""
     weights: str
     """SHA-256 of its weights."""
     saved: SavedModel | None = None
     """None for a folder."""
+
+    def source(self, dtype: str) -> Source:
+        """Say where actors load it from."""
+        if self.saved is None:
+            return FolderSource(self.name, dtype)
+        return CheckpointSource(self.storage, self.name, dtype)
+
+    def results(self, settings: Settings) -> ResultFolder:
+        """Give the place of its results."""
+        if self.saved is None:
+            return ResultFolder.of_folder(self.storage, self.name, self.weights, settings)
+        return ResultFolder.of_checkpoint(self.saved, settings)
 
 
 def evaluate(config: EvaluateConfig) -> str:
@@ -79,13 +103,11 @@ def evaluate(config: EvaluateConfig) -> str:
     Raises:
         InputError: no such checkpoint, bundle or task, or a sandbox that cannot be had.
     """
-    storage = connection.absolute_address(config.storage or "runs")
-    names = config.compare or (config.hugging_face or full_name(config),)
+    subjects = find_subjects(config, connection.absolute_address(config.storage or "runs"))
+    plan = plan_exams(config)
     connection.connect()
     crew = choose_crew(config.num_actors)
     dtype = config.dtype or ("bfloat16" if crew.gpus_each else "float32")
-    subjects = [find_subject(storage, name, dtype) for name in names]
-    plan = plan_exams(config)
     reports = [measure(subject, plan, dtype, crew, config.batch_size) for subject in subjects]
     if config.json:
         return json.dumps([report.to_json() for report in reports], indent=1)
@@ -94,125 +116,121 @@ def evaluate(config: EvaluateConfig) -> str:
     return reports[0].table()
 
 
-def full_name(config: EvaluateConfig) -> str:
-    """Give the checkpoint that --run and --step name together."""
-    assert config.run is not None, "checked with the config"
-    return config.run if config.step is None else f"{config.run}@{config.step}"
-
-
-def find_subject(storage: str, name: str, dtype: str) -> Subject:
-    """Find a checkpoint of a run, or else a folder with a Hugging Face model.
+def find_subjects(config: EvaluateConfig, storage: str) -> list[Subject]:
+    """Find what the user names.
 
     Raises:
-        InputError: there is neither.
+        InputError: it is not there.
     """
-    if Path(name).is_dir() and (Path(name) / "config.json").exists():
-        folder = str(Path(name).resolve())
-        weights = hashlib.sha256()
-        for file in sorted(Path(folder).glob("*.safetensors")):
-            with file.open("rb") as content:
-                weights.update(hashlib.file_digest(content, "sha256").digest())
-        return Subject(folder, FolderSource(folder, dtype), weights.hexdigest())
+    if config.hugging_face is not None:
+        return [find_folder(storage, config.hugging_face)]
+    if config.run is not None:
+        at = "" if config.step is None else f"@{config.step}"
+        return [find_checkpoint(storage, f"{config.run}{at}")]
+    return [
+        find_folder(storage, name) if is_model_folder(name) else find_checkpoint(storage, name)
+        for name in config.compare or ()
+    ]
+
+
+def is_model_folder(name: str) -> bool:
+    """Say whether a name is that of a folder with a Hugging Face model."""
+    try:
+        saved = json.loads((Path(located(name) or "") / "config.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(saved, dict) and "model_type" in saved
+
+
+def find_folder(storage: str, name: str) -> Subject:
+    """Find a Hugging Face model, and hash its weights.
+
+    Raises:
+        InputError: the folder holds none.
+    """
+    folder = Path(located(name) or "")
+    files = sorted(file for pattern in WEIGHT_FILES for file in folder.glob(pattern))
+    if not is_model_folder(name) or not files:
+        raise InputError(
+            f"{folder} holds no Hugging Face model: it needs a config.json and weights "
+            f"({' or '.join(WEIGHT_FILES)})."
+        )
+    weights = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as content:
+            weights.update(hashlib.file_digest(content, "sha256").digest())
+    return Subject(storage, str(folder), weights.hexdigest())
+
+
+def find_checkpoint(storage: str, name: str) -> Subject:
+    """Find and verify a checkpoint of a run.
+
+    Raises:
+        InputError: it is not there, or damaged, or its tokenizer is another one.
+    """
     saved = find_model(storage, name)
     saved.tokenizer()  # one that does not belong to the weights is found here, not in an actor
-    source = CheckpointSource(storage, saved.name, dtype)
-    return Subject(saved.name, source, saved.weights_hash(), saved)
+    return Subject(storage, saved.name, saved.weights_hash(), saved)
 
 
 def measure(
-    subject: Subject, plan: ExamPlan, dtype: str, crew: Crew, batch_size: int
+    subject: Subject,
+    plan: ExamPlan,
+    dtype: str,
+    crew: Crew,
+    batch_size: int = BATCH_SIZE,
+    may_go_on: Callable[[], bool] = lambda: True,
 ) -> EvalReport:
-    """Let a model take all exams, and keep what came out beside its checkpoint.
+    """Let a model take all exams, and keep what came out beside its weights.
 
-    What is there already of the same weights and settings is not measured again.
+    What is there already of the same weights, questions and settings is not measured again.
+
+    Raises:
+        InputError: wrong input that only an actor could see.
+        RunFailedError: actors failed.
+        DisplacedError: it may not go on.
     """
-    settings = {**plan.settings, "dtype": dtype}
-    earlier = saved_report(subject, settings)
-    known = {task.name for task in earlier.tasks} if earlier else set()
-    exams = [exam for exam in plan.exams if exam.name not in known]
-    report = EvalReport(
-        model=subject.name,
-        weights=subject.weights,
-        step=subject.saved.step if subject.saved else None,
-        settings=settings,
-        tasks=(),
-        left_out=plan.left_out,
-        core_tasks=plan.core_tasks,
-        chat_tasks=plan.chat_tasks,
-    )
+    folder = subject.results({**plan.settings, "dtype": dtype})
+    saved = {(r.name, r.questions, r.sandbox): r for r in folder.results()}
+    known, missing = list[TaskResult](), list[Exam]()
+    for exam in plan.exams:
+        result = saved.get((exam.name, exam.fingerprint, exam.sandbox))
+        if result is None:
+            missing.append(exam)
+        else:
+            known.append(result)
 
     def done(marks: Marks) -> None:
-        nonlocal report
-        result = result_of(marks, plan, crew)
-        report = dataclasses.replace(report, tasks=(*report.tasks, result))
+        result = result_of(marks, plan)
+        known.append(result)
+        folder.save(result)
         low, high = result.interval
         logger.info(
             "%s: %.4f (%.4f - %.4f) of %s examples, %.1f per second",
             *(result.name, result.accuracy, low, high),
             *(f"{result.num_examples:,}", result.examples_per_second),
         )
-        save_report(subject, merge(earlier, report))
 
-    if exams:
-        logger.info("%s: %d tasks by %d actor(s)", subject.name, len(exams), crew.num_actors)
-        take_exams(subject.source, exams, crew, batch_size, done)
-    return merge(earlier, report).only(plan.names)
-
-
-def merge(earlier: EvalReport | None, newer: EvalReport) -> EvalReport:
-    """Add new results to those of the same weights and settings."""
-    return newer if earlier is None else earlier.merged(newer)
+    if missing:
+        logger.info("%s: %d tasks by %d actor(s)", subject.name, len(missing), crew.num_actors)
+        source = subject.source(dtype)
+        take_exams(source, missing, crew, batch_size=batch_size, done=done, may_go_on=may_go_on)
+    return folder.write_report(known).only(plan.names)
 
 
-def result_of(marks: Marks, plan: ExamPlan, crew: Crew) -> TaskResult:
+def result_of(marks: Marks, plan: ExamPlan) -> TaskResult:
     """Sum up one exam."""
-    grades, name = marks.in_order(), marks.exam.name
+    grades, exam = marks.in_order(), marks.exam
     return TaskResult(
-        name=name,
-        group="chat" if name in plan.chat_tasks else "core",
-        baseline=marks.exam.baseline,
+        name=exam.name,
+        group=exam.group,
+        suite=plan.suites[exam.group],
+        questions=exam.fingerprint,
+        sandbox=exam.sandbox,
+        baseline=exam.baseline,
         outcomes="".join("1" if grade.is_correct else "0" for grade in grades),
-        num_available=plan.available[name],
+        num_available=plan.available[exam.name],
         notes=count_notes(grade.note for grade in grades),
-        seconds=marks.seconds,
-        examples_per_second=crew.num_actors * len(grades) / max(1e-9, marks.seconds),
+        seconds=marks.actor_seconds,
+        examples_per_second=len(grades) / max(1e-9, marks.ended - marks.began),
     )
-
-
-def report_name(step: int, settings: dict[str, Any]) -> str:  # Any: JSON
-    """Name the file of a report: what was measured in another way has another name."""
-    text = json.dumps(settings, sort_keys=True).encode()
-    return f"{step_name(step)}-{hashlib.sha256(text).hexdigest()[:8]}"
-
-
-def saved_report(subject: Subject, settings: dict[str, Any]) -> EvalReport | None:  # Any: JSON
-    """Read what is known of these weights, measured in this way."""
-    if subject.saved is None:
-        return None
-    folder = subject.saved.folder
-    name = report_name(subject.saved.step, settings)
-    saved = read_json(folder.fs, folder.path("evals", f"{name}.json"))
-    report = EvalReport.from_json(saved) if saved else None
-    return report if report and report.weights == subject.weights else None
-
-
-def save_report(subject: Subject, report: EvalReport) -> None:
-    """Keep a report beside its checkpoint, and CORE as a table too; of a folder nothing is kept."""
-    if subject.saved is None:
-        return
-    folder = subject.saved.folder
-    name = report_name(subject.saved.step, report.settings)
-    write_json(folder.fs, folder.path("evals", f"{name}.json"), report.to_json())
-    table = report.core_csv()
-    if table is not None:
-        write_file(folder.fs, folder.path("evals", f"{name}.csv"), table.encode())
-
-
-def read_reports(folder: StageFolder) -> list[EvalReport]:
-    """Read all reports of a stage, by step."""
-    reports = []
-    for name in list_folder(folder.fs, folder.path("evals")):
-        if name.endswith(".json"):
-            saved = read_json(folder.fs, folder.path("evals", name.rpartition("/")[2]))
-            reports += [EvalReport.from_json(saved)] if saved else []
-    return sorted(reports, key=lambda report: report.step or 0)

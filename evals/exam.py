@@ -1,5 +1,7 @@
 """An exam: what a model is asked, and which answers were right. Tasks of all kinds become one."""
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Protocol
@@ -11,6 +13,7 @@ from nanoray.text.chat import Message
 
 MAX_ANSWER_TOKENS = 512
 """nanochat's; an answer that is longer is cut off there, and graded as it is."""
+NO_NUMBERS = Grade(False, "the model gives no finite numbers")
 NO_ROOM = Grade(False, "the question does not fit into the context")
 
 
@@ -49,11 +52,20 @@ class Exam(Protocol):
     """Questions that one task asks."""
 
     name: str
+    group: str
+    """core or chat."""
     baseline: float
     """Share of right answers that guessing gives."""
+    sandbox: str | None
+    """Isolation of programs that the model writes; None where it writes none."""
 
     def __len__(self) -> int:
         """Give the number of questions."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash all that is asked: results of other questions are other results."""
         ...
 
     def take(self, candidate: Candidate, indices: Sequence[int]) -> list[Grade]:
@@ -66,7 +78,14 @@ class TaskExam:
 
     def __init__(self, task: Task, most: int | None = None) -> None:
         self.task, self.name, self.baseline = task, task.name, task.baseline
+        self.group, self.sandbox = "chat", task.sandbox
         self.size = min(len(task), most or len(task))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash all examples, their answers included."""
+        examples = [self.task.example(index) for index in range(self.size)]
+        return hash_questions([[list(e.messages), e.choices] for e in examples])
 
     def __len__(self) -> int:
         """Give the number of questions."""
@@ -92,8 +111,11 @@ class ChoiceExam(TaskExam):
                 grades.append(NO_ROOM)
                 continue
             values = [option.logprobs[0] for option in next(scored)]
+            if not all(map(math.isfinite, values)):
+                grades.append(NO_NUMBERS)
+                continue
             chosen = example.choices[values.index(max(values))]
-            grades.append(Grade(self.task.grade(index, chosen).is_correct))
+            grades.append(self.task.grade(index, chosen))
         return grades
 
     def question(self, candidate: Candidate, example: Example) -> Question:
@@ -124,6 +146,11 @@ class WritingExam(TaskExam):
 def exam_of(task: Task, most: int | None = None) -> Exam:
     """Give the exam that a task's examples ask for, of `most` questions at most."""
     return (ChoiceExam if task.example(0).choices else WritingExam)(task, most)
+
+
+def hash_questions(content: object) -> str:
+    """Hash what is asked, as JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def mean_nats(logprobs: Iterable[float]) -> float:

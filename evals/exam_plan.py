@@ -11,7 +11,7 @@ from evals.exam import Exam, exam_of
 from evals.hub import SHUFFLE_SEED as HUB_SEED
 from nanoray.cluster import connection
 from nanoray.config import DataError, InputError, require_positive
-from nanoray.inference.sandbox import LevelChoice, choose_level
+from nanoray.inference.sandbox import LevelChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +44,10 @@ class ExamPlan:
     exams: list[Exam]
     available: dict[str, int]
     """Examples that each task has in all."""
-    core_tasks: tuple[str, ...]
-    """All tasks of the bundle: CORE is their mean."""
-    chat_tasks: tuple[str, ...]
-    """All tasks of ChatCORE."""
-    left_out: tuple[str, ...]
-    """Tasks of CORE that have no file."""
+    suites: dict[str, tuple[str, ...]]
+    """Group -> all its tasks, of which CORE and ChatCORE are the means."""
     settings: dict[str, Any]  # Any: JSON
-    """What decides the questions and their grades."""
+    """Samples and seeds."""
 
     @property
     def names(self) -> list[str]:
@@ -78,7 +74,7 @@ def plan_exams(config: ExamConfig) -> ExamPlan:
             f"are core, chat, {', '.join([*labels, *TASKS])}."
         )
     picked = [task for task in tasks if wanted & {"core", task.label}]
-    exams, available, left_out = list[Exam](), dict[str, int](), list[str]()
+    exams, available = list[Exam](), dict[str, int]()
     for task in picked:
         assert bundle is not None, "it has these tasks"
         exam, total = core_exam(bundle, task, config.max_per_task)
@@ -88,12 +84,9 @@ def plan_exams(config: ExamConfig) -> ExamPlan:
                 "anew, or score the rest with --skip-missing."
             )
         exams += [exam] if exam else []
-        left_out += [] if exam else [task.label]
         available[task.label] = total
-    needs_sandbox = bool(wanted & {"chat", "humaneval"})
-    level = choose_level(config.sandbox) if needs_sandbox else None
     settings = TaskSettings(
-        hub_dir=located(config.hub_dir), words=located(config.words), sandbox=level or "auto"
+        hub_dir=located(config.hub_dir), words=located(config.words), sandbox=config.sandbox
     )
     chat = [make(settings) for name, make in TASKS.items() if wanted & {"chat", name}]
     for written in chat:
@@ -104,13 +97,10 @@ def plan_exams(config: ExamConfig) -> ExamPlan:
     return ExamPlan(
         exams=exams,
         available=available,
-        core_tasks=tuple(labels),
-        chat_tasks=CHAT_TASKS,
-        left_out=tuple(left_out),
+        suites={"core": tuple(labels), "chat": CHAT_TASKS},
         settings={
             "max_per_task": config.max_per_task,
             "seeds": {"core": SHUFFLE_SEED, "few_shot": FEW_SHOT_SEED, "hub": HUB_SEED},
-            "sandbox": level,
         },
     )
 

@@ -4,7 +4,7 @@ import re
 
 from evals.grader import ProgramTests, grade_program
 from evals.hub import read_split
-from nanoray.inference.sandbox import LevelChoice, Limits, choose_level
+from nanoray.inference.sandbox import Level, LevelChoice, Limits, choose_level
 from nanoray.task import Example, Grade
 
 FENCED = re.compile(r"```(?:python)?[ \t]*\n(.*?)\n```", re.DOTALL)
@@ -13,7 +13,7 @@ LIMITS = Limits()
 
 
 class HumanEval:
-    """Functions to be completed; `level` is that of the sandbox in which answers are run.
+    """Functions to be completed; `sandbox` is the level at which answers are run.
 
     Raises:
         LevelError: this machine does not have the level that was asked for.
@@ -23,7 +23,8 @@ class HumanEval:
     baseline: float = 0.0
 
     def __init__(self, hub_dir: str | None = None, *, sandbox: LevelChoice = "auto") -> None:
-        self.level = choose_level(sandbox)
+        self.level: Level = choose_level(sandbox)
+        self.sandbox: str | None = self.level
         dataset = "openai/openai_humaneval"
         columns = ("prompt", "canonical_solution", "test", "entry_point")
         self.rows = read_split(dataset, "openai_humaneval", "test", hub_dir, columns=columns)

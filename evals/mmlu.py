@@ -19,6 +19,7 @@ class MMLU:
 
     name: str = "MMLU"
     baseline: float = 0.25
+    sandbox: str | None = None
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What an evaluation found: kept beside the checkpoint, shown as a table, compared with another."""
+"""What an evaluation found: as a table, as JSON, and compared with another."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -16,6 +16,7 @@ from nanoray.config import FORMAT_VERSION, InputError
 
 GROUPS = {"core": "CORE", "chat": "ChatCORE"}
 """Kinds of tasks, and the name of the mean over all of a kind."""
+SHOWN_NOTES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,12 @@ class TaskResult:
     name: str
     group: str
     """A key of GROUPS."""
+    suite: tuple[str, ...]
+    """All tasks of the group; their mean is only made of all of them."""
+    questions: str
+    """Fingerprint of what was asked."""
+    sandbox: str | None
+    """Isolation of the programs that the model wrote; None where it wrote none."""
     baseline: float
     """Share of right answers that guessing gives."""
     outcomes: str
@@ -36,7 +43,7 @@ class TaskResult:
     seconds: float
     """Of all actors together."""
     examples_per_second: float
-    """By all actors together."""
+    """From its first question to its last answer."""
 
     @property
     def num_examples(self) -> int:
@@ -68,6 +75,23 @@ class TaskResult:
         """Whether only some of the examples were asked."""
         return self.num_examples < self.num_available
 
+    def to_json(self) -> dict[str, Any]:  # Any: JSON
+        """Give all of it, and what follows from it for those who only read."""
+        return {
+            **dataclasses.asdict(self),
+            "num_examples": self.num_examples,
+            "accuracy": self.accuracy,
+            "interval_95": self.interval,
+            "centered": self.centered,
+            "is_sample": self.is_sample,
+        }
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> "TaskResult":  # Any: JSON
+        """Read what `to_json` gave."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{**{name: saved[name] for name in names}, "suite": tuple(saved["suite"])})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Mean:
@@ -79,44 +103,35 @@ class Mean:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalReport:
-    """All that is known of one model."""
+    """What is known of one model, measured in one way."""
 
     model: str
     """RUN/stage@step, or the folder of a Hugging Face model."""
     weights: str
-    """SHA-256 of the file with the weights."""
+    """SHA-256 of the weights."""
     step: int | None
-    settings: dict[str, Any]
-    """How it was measured: dtype, seeds, sandbox, sources."""
+    settings: dict[str, Any]  # Any: JSON
+    """How it was measured: precision, samples, seeds."""
     tasks: tuple[TaskResult, ...]
-    left_out: tuple[str, ...] = ()
-    """Tasks of CORE that were not scored: then there is no CORE."""
-    chat_tasks: tuple[str, ...] = ()
-    """Names of the tasks of which ChatCORE is the mean."""
-    core_tasks: tuple[str, ...] = ()
-    """Names of the tasks of which CORE is the mean."""
 
     def of_group(self, group: str) -> list[TaskResult]:
         """Give the results of one kind of tasks."""
         return [task for task in self.tasks if task.group == group]
 
+    def left_out(self, group: str) -> list[str]:
+        """Name the tasks of a group that were not scored; all tasks know of each other."""
+        results = self.of_group(group)
+        scored = {task.name for task in results}
+        return [name for name in results[0].suite if name not in scored] if results else []
+
     def mean(self, group: str) -> Mean | None:
         """Give CORE or ChatCORE; None unless each of its tasks was scored."""
         results = self.of_group(group)
-        needed = self.core_tasks if group == "core" else self.chat_tasks
-        if not needed or {task.name for task in results} != set(needed):
+        if not results or self.left_out(group):
             return None
         value = sum(task.centered for task in results) / len(results)
         interval = mean_interval([(task.right, task.baseline) for task in results])
         return Mean(value=value, interval=interval)
-
-    def merged(self, newer: "EvalReport") -> "EvalReport":
-        """Add the results of a later evaluation of the same weights, which count before these."""
-        if newer.weights != self.weights or newer.settings != self.settings:
-            return newer
-        names = {task.name for task in newer.tasks}
-        kept = [task for task in self.tasks if task.name not in names]
-        return dataclasses.replace(newer, tasks=(*kept, *newer.tasks))
 
     def only(self, names: Sequence[str]) -> "EvalReport":
         """Give the results of some tasks, in the order of the names."""
@@ -125,22 +140,12 @@ class EvalReport:
         return dataclasses.replace(self, tasks=tasks)
 
     def to_json(self) -> dict[str, Any]:  # Any: JSON
-        """Give all of it, and what follows from it for those who only read."""
-        means = {GROUPS[group]: self.mean(group) for group in GROUPS}
+        """Give all of it."""
+        means = {name: self.mean(group) for group, name in GROUPS.items()}
         return {
             "format_version": FORMAT_VERSION,
             **dataclasses.asdict(self),
-            "tasks": [
-                {
-                    **dataclasses.asdict(task),
-                    "num_examples": task.num_examples,
-                    "accuracy": task.accuracy,
-                    "interval_95": task.interval,
-                    "centered": task.centered,
-                    "is_sample": task.is_sample,
-                }
-                for task in self.tasks
-            ],
+            "tasks": [task.to_json() for task in self.tasks],
             "means": {
                 name: {"value": mean.value, "interval_95": mean.interval}
                 for name, mean in means.items()
@@ -151,15 +156,8 @@ class EvalReport:
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "EvalReport":  # Any: JSON
         """Read what `to_json` gave."""
-        own = {field.name for field in dataclasses.fields(TaskResult)}
-        tasks = tuple(
-            TaskResult(**{key: value for key, value in task.items() if key in own})
-            for task in saved["tasks"]
-        )
-        names = {field.name for field in dataclasses.fields(cls)} - {"tasks"}
-        fields = {key: value for key, value in saved.items() if key in names}
-        lists = {key: tuple(fields[key]) for key in ("left_out", "chat_tasks", "core_tasks")}
-        return cls(**{**fields, **lists}, tasks=tasks)
+        fields = {field.name: saved[field.name] for field in dataclasses.fields(cls)}
+        return cls(**{**fields, "tasks": tuple(map(TaskResult.from_json, saved["tasks"]))})
 
     def core_csv(self) -> str | None:
         """Write CORE as nanochat's table has it; None where a task is missing."""
@@ -173,15 +171,15 @@ class EvalReport:
 
     def table(self) -> str:
         """Write all results for a terminal."""
-        lines = [f"{'':34} accuracy    95 % interval   centred  examples"]
+        lines = [
+            f"{self.model}, {self.settings['dtype']}",
+            f"{'':34} accuracy    95 % interval   centred  examples",
+        ]
         for task in self.tasks:
             low, high = task.interval
-            asked = f"{task.num_examples:,}"
-            asked += f" of {task.num_available:,}, a sample" if task.is_sample else ""
-            told = ", ".join(f"{count:,} {note}" for note, count in task.notes.items())
             lines.append(
                 f"{task.name:34} {task.accuracy:8.4f}  {low:.4f} - {high:.4f}  {task.centered:8.4f}"
-                f"  {asked}{f' ({told})' if told else ''}"
+                f"  {asked(task)}{remarks(task)}"
             )
         for group, name in GROUPS.items():
             mean, results = self.mean(group), self.of_group(group)
@@ -189,9 +187,22 @@ class EvalReport:
                 low, high = mean.interval
                 sample = "  of samples" if any(task.is_sample for task in results) else ""
                 lines.append(f"{name:34} {'':8}  {low:.4f} - {high:.4f}  {mean.value:8.4f}{sample}")
-            elif results and self.left_out:
-                lines.append(f"No {name}: without {', '.join(self.left_out)}.")
+            elif results:
+                lines.append(f"No {name}: without {', '.join(self.left_out(group))}.")
         return "\n".join(lines)
+
+
+def asked(task: TaskResult) -> str:
+    """Say how many questions were asked, and whether there are more."""
+    sample = f" of {task.num_available:,}, a sample" if task.is_sample else ""
+    return f"{task.num_examples:,}{sample}"
+
+
+def remarks(task: TaskResult) -> str:
+    """Say what was told of most answers, and in what sandbox programs ran."""
+    told = [f"{count:,} {note}" for note, count in task.notes.items()][:SHOWN_NOTES]
+    told += [f"{task.sandbox} sandbox"] if task.sandbox else []
+    return f" ({', '.join(told)})" if told else ""
 
 
 def compare(first: EvalReport, second: EvalReport) -> str:
@@ -204,29 +215,29 @@ def compare(first: EvalReport, second: EvalReport) -> str:
     pairs = [
         (task, theirs[task.name])
         for task in first.tasks
-        if task.name in theirs and theirs[task.name].num_examples == task.num_examples
+        if task.name in theirs and theirs[task.name].questions == task.questions
     ]
     if not pairs:
-        raise InputError(f"{first.model} and {second.model} have no results of the same tasks.")
+        raise InputError(f"{first.model} and {second.model} have no results of the same questions.")
     lines = [
         f"A  {first.model}",
         f"B  {second.model}",
-        f"{'':34}        A        B    B - A    95 % interval",
+        f"{'':34}        A        B    B - A    95 % interval   examples",
     ]
     for a, b in pairs:
-        low, high = difference_interval([(a.right, b.right, 0.0)])
-        lines.append(row(a.name, (a.accuracy, b.accuracy), (low, high)))
+        interval = difference_interval([(a.right, b.right, 0.0)])
+        lines.append(f"{compared(a.name, (a.accuracy, b.accuracy), interval)}  {asked(a)}")
     for group, name in GROUPS.items():
         means = first.mean(group), second.mean(group)
         if means[0] is None or means[1] is None:
             continue
-        compared = [(a.right, b.right, a.baseline) for a, b in pairs if a.group == group]
+        outcomes = [(a.right, b.right, a.baseline) for a, b in pairs if a.group == group]
         values = means[0].value, means[1].value
-        lines.append(row(name, values, difference_interval(compared)))
+        lines.append(compared(name, values, difference_interval(outcomes)))
     return "\n".join(lines)
 
 
-def row(name: str, values: tuple[float, float], interval: Interval) -> str:
+def compared(name: str, values: tuple[float, float], interval: Interval) -> str:
     """Write one line of a comparison."""
     a, b = values
     low, high = interval

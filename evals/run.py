@@ -1,11 +1,10 @@
 """Exams spread over the cluster: each GPU, or some CPUs, hold a model that answers questions."""
 
-import contextlib
 import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,18 +17,26 @@ from nanoray.cluster import connection
 from nanoray.config import InputError, RunFailedError
 from nanoray.model.gpt import DTYPES
 from nanoray.task import Grade
-from nanoray.train.checkpoint_name import find_model
+from nanoray.train.checkpoint_name import SavedModel, find_steps
 
 logger = logging.getLogger(__name__)
 
-PART_SIZE = 64
-"""Questions that an actor gets at a time."""
+BATCH_SIZE = 32
+"""Questions that a model answers at once, where nobody says otherwise."""
+LEAST_PART = 64
+"""Questions that an actor gets at a time, at least."""
 PARTS_UNDER_WAY = 2
 """Per actor, so that it never waits for the next one."""
-MOST_CPU_ACTORS = 4
-ACTOR_RESTARTS = 3
-PATIENCE_SECONDS = 10.0
+MOST_ON_A_NODE = 4
+MOST_DEATHS = 12
+"""Of actors, in one evaluation."""
+LOOK_SECONDS = 5.0
+PATIENCE_SECONDS = 30.0
 """Without an answer for so long, it is said what is waited for."""
+
+
+class DisplacedError(RuntimeError):
+    """An evaluation that was ended because others need its place; it can be tried again."""
 
 
 class Source(Protocol):
@@ -51,7 +58,9 @@ class CheckpointSource:
 
     def load(self, device: torch.device, batch_size: int) -> TrainedModel:
         """Load weights and tokenizer from storage."""
-        saved = find_model(self.storage, self.name)
+        # The driver has verified it.
+        stage, [step] = find_steps(self.storage, self.name)
+        saved = SavedModel(stage, step)
         model = saved.load(DTYPES[self.dtype], device).requires_grad_(False)
         return TrainedModel(model, saved.tokenizer(), batch_size=batch_size)
 
@@ -83,20 +92,27 @@ class Crew:
 
 
 def choose_crew(num_actors: int | None) -> Crew:
-    """Decide how many actors there are: one per GPU, or as many as the CPUs of a small machine.
+    """Decide how many actors there are: one per GPU, or up to four on each node without any.
 
     Raises:
-        InputError: fewer than one.
+        InputError: fewer than one, or more than there are GPUs.
     """
     have = connection.cluster_total()
     if num_actors is not None and num_actors < 1:
         raise InputError(f"--num-actors {num_actors} is too small. Give 1 or more.")
-    if have["GPU"] >= 1:
-        return Crew(num_actors or int(have["GPU"]), gpus_each=1, cpus_each=1, threads=4)
-    cores = os.cpu_count() or 1
-    count = num_actors or min(cores, MOST_CPU_ACTORS)
-    share = min(1.0, int(100 * have["CPU"] / count) / 100)
-    return Crew(count, gpus_each=0, cpus_each=share, threads=max(1, cores // count))
+    gpus = int(have["GPU"])
+    if gpus >= 1:
+        if (num_actors or 0) > gpus:
+            raise InputError(
+                f"--num-actors {num_actors} is more than the {gpus} GPUs of the cluster. Give "
+                f"{gpus} at most."
+            )
+        return Crew(num_actors or gpus, gpus_each=1, cpus_each=1, threads=4)
+    nodes = [max(1, int(cpus)) for cpus in connection.node_cpus(have["CPU"])]
+    count = num_actors or sum(min(cpus, MOST_ON_A_NODE) for cpus in nodes)
+    per_node = -(-count // len(nodes))
+    threads = max(1, min(nodes) // per_node)
+    return Crew(count, gpus_each=0, cpus_each=min(1.0, min(nodes) / per_node), threads=threads)
 
 
 class Examiner:
@@ -109,6 +125,12 @@ class Examiner:
         self.candidate: Candidate | None = None
         self.exams: dict[str, Exam] = {}
 
+    def ready(self) -> tuple[list[Grade], float]:
+        """Load the model; no grades yet."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.candidate = self.source.load(device, self.batch_size)
+        return [], 0.0
+
     def ask(
         self,
         name: str,
@@ -116,11 +138,9 @@ class Examiner:
         indices: Sequence[int],  # Any: one reference
     ) -> tuple[list[Grade], float]:
         """Ask some questions of an exam; gives the grades, and the seconds it took."""
+        assert self.candidate is not None, "asked only when it is ready"
         if name not in self.exams:
             self.exams[name] = ray.get(where[0])
-        if self.candidate is None:  # here, and not before: what fails in a method can be told
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            self.candidate = self.source.load(device, self.batch_size)
         began = time.perf_counter()
         grades = self.exams[name].take(self.candidate, indices)
         return grades, time.perf_counter() - began
@@ -132,8 +152,10 @@ class Marks:
 
     exam: Exam
     grades: dict[int, Grade] = field(default_factory=dict)
-    seconds: float = 0.0
+    actor_seconds: float = 0.0
     """Of all actors together."""
+    began: float = 0.0
+    ended: float = 0.0
 
     @property
     def is_complete(self) -> bool:
@@ -144,18 +166,152 @@ class Marks:
         """Give the grades by the number of the question."""
         return [self.grades[index] for index in range(len(self.exam))]
 
+    def add(self, indices: Sequence[int], grades: list[Grade], seconds: float) -> None:
+        """Add what one part of the exam brought."""
+        self.grades.update(zip(indices, grades, strict=True))
+        self.actor_seconds += seconds
+        self.ended = time.perf_counter()
+
+
+Part = tuple[str, range]
+"""Name of an exam, and some of its questions."""
+
+
+class Proctor:
+    """Hands the questions of exams to actors, and takes their grades down.
+
+    A part is given only to an actor that has come to life. One that dies gives its parts back, and
+    another one is started in its place; the cluster may have no room for that one, and then the
+    others go on without it.
+    """
+
+    def __init__(self, source: Source, exams: Sequence[Exam], crew: Crew, batch_size: int) -> None:
+        self.source, self.crew, self.batch_size = source, crew, batch_size
+        self.marks = {exam.name: Marks(exam) for exam in exams}
+        self.where = {exam.name: ray.put(exam) for exam in exams}
+        self.parts: deque[Part] = deque(
+            (exam.name, range(start, min(start + size, len(exam))))
+            for exam in exams
+            for size in [max(LEAST_PART, batch_size)]
+            for start in range(0, len(exam), size)
+        )
+        self.calls: dict[Any, tuple[Any, Part | None]] = {}  # Any: Ray's references and handles
+        self.actors: list[Any] = []  # Any: handles
+        self.idle: list[Any] = []  # Any: handles
+        self.deaths = 0
+
+    def run(self, done: Callable[[Marks], None], may_go_on: Callable[[], bool]) -> None:
+        """Let everything be answered.
+
+        Raises:
+            InputError: wrong input that only an actor could see.
+            RunFailedError: actors died too often, or failed.
+            DisplacedError: it may not go on.
+        """
+        try:
+            for _ in range(self.crew.num_actors):
+                self._start_actor()
+            quiet_since = told = time.monotonic()
+            while not all(marks.is_complete for marks in self.marks.values()):
+                if not may_go_on():
+                    raise DisplacedError("others need what the evaluation has")
+                ready, _ = ray.wait(list(self.calls), timeout=LOOK_SECONDS)
+                now = time.monotonic()
+                if ready:
+                    quiet_since = told = now
+                elif now - told > PATIENCE_SECONDS:
+                    told = now
+                    self._tell_of_waiting(now - quiet_since)
+                for reference in ready:
+                    self._take(reference, done)
+        finally:
+            for actor in self.actors:
+                ray.kill(actor)
+
+    def _start_actor(self) -> None:
+        """Ask for an actor; it gets its first questions when it says that it is there."""
+        crew = self.crew
+        remote: Any = ray.remote(Examiner)  # Any: Ray's wrapper
+        actor = remote.options(
+            num_cpus=crew.cpus_each, num_gpus=crew.gpus_each, scheduling_strategy="SPREAD"
+        ).remote(self.source, crew.threads, self.batch_size, crew.niceness)
+        self.actors.append(actor)
+        self.calls[actor.ready.remote()] = actor, None
+
+    def _take(self, reference: Any, done: Callable[[Marks], None]) -> None:  # Any: Ray's
+        """Take down what a call brought, and give its actor the next questions."""
+        if reference not in self.calls:
+            return  # of an actor whose death was seen by another of its calls
+        actor, part = self.calls.pop(reference)
+        try:
+            grades, seconds = ray.get(reference)
+        except ray.exceptions.RayActorError as error:
+            self._replace(actor, part, error)
+            return
+        except ray.exceptions.RayTaskError as error:
+            raise plain_error(error) from None
+        self._give(actor, 1 if part else PARTS_UNDER_WAY)
+        if part is None:
+            return
+        name, indices = part
+        self.marks[name].add(indices, grades, seconds)
+        if self.marks[name].is_complete:
+            done(self.marks[name])
+
+    def _give(self, actor: Any, count: int) -> None:  # Any: a handle
+        """Give an actor some parts; where there are none it is idle."""
+        if not self.parts:
+            self.idle.append(actor)
+        for _ in range(min(count, len(self.parts))):
+            name, indices = part = self.parts.popleft()
+            marks = self.marks[name]
+            marks.began = marks.began or time.perf_counter()
+            self.calls[actor.ask.remote(name, [self.where[name]], indices)] = actor, part
+
+    def _replace(self, actor: Any, part: Part | None, error: Exception) -> None:  # Any: a handle
+        """Take back what a dead actor had, and start another one.
+
+        Raises:
+            RunFailedError: it was the last straw.
+        """
+        lost = [ref for ref, (other, _) in self.calls.items() if other is actor]
+        taken = [part, *(self.calls.pop(ref)[1] for ref in lost)]
+        self.parts.extendleft(p for p in reversed(taken) if p is not None)
+        self.actors.remove(actor)
+        idle, self.idle = [a for a in self.idle if a is not actor], []
+        for other in dict.fromkeys(idle):
+            self._give(other, PARTS_UNDER_WAY)
+        self.deaths += 1
+        if self.deaths > MOST_DEATHS:
+            raise RunFailedError(
+                f"Actors of the evaluation have died {self.deaths} times ({error}). If memory was "
+                "short, give fewer --num-actors or a smaller --batch-size."
+            ) from error
+        logger.warning(
+            "an actor has died (%d of %d); another one is started", self.deaths, MOST_DEATHS
+        )
+        ray.kill(actor)  # it may come back
+        self._start_actor()
+
+    def _tell_of_waiting(self, seconds: float) -> None:
+        """Say what is waited for."""
+        working = sum(part is not None for _, part in self.calls.values())
+        if working:
+            logger.info("no answers for %.0f s; %d parts are under way", seconds, working)
+        else:
+            logger.info("waiting for room on the cluster, for %.0f s so far", seconds)
+
 
 def take_exams(
     source: Source,
     exams: Sequence[Exam],
     crew: Crew,
-    batch_size: int,
-    done: Callable[[Marks], None],
+    *,
+    batch_size: int = BATCH_SIZE,
+    done: Callable[[Marks], None] = lambda marks: None,
+    may_go_on: Callable[[], bool] = lambda: True,
 ) -> list[Marks]:
     """Let a crew of actors answer all questions of all exams.
-
-    An actor that dies starts again and gets the same questions; an error of the model or of a task
-    is raised here.
 
     Args:
         source: of the model.
@@ -163,88 +319,25 @@ def take_exams(
         crew: who answers.
         batch_size: questions that a model answers at once.
         done: is told of each exam that is complete.
+        may_go_on: is asked every few seconds.
 
     Returns:
         The marks, in the order of the exams.
-    """
-    actors = start_actors(source, crew, batch_size)
-    marks = {exam.name: Marks(exam) for exam in exams}
-    where = {exam.name: ray.put(exam) for exam in exams}
-    parts = deque(
-        (exam.name, range(start, min(start + PART_SIZE, len(exam))))
-        for exam in exams
-        for start in range(0, len(exam), PART_SIZE)
-    )
-    under_way: dict[Any, tuple[Any, str, range]] = {}  # Any: Ray's references and handles
-
-    def give(actor: Any) -> None:  # Any: a handle
-        if parts:
-            name, indices = parts.popleft()
-            reference = actor.ask.remote(name, [where[name]], indices)
-            under_way[reference] = actor, name, indices
-
-    with plain_errors(), ended(actors):
-        for actor in actors * PARTS_UNDER_WAY:
-            give(actor)
-        while under_way:
-            ready, _ = ray.wait(list(under_way), timeout=PATIENCE_SECONDS)
-            if not ready and not any(m.grades for m in marks.values()):
-                logger.info("waiting for room on the cluster, or for the model to be loaded")
-            for reference in ready:
-                actor, name, indices = under_way.pop(reference)
-                give(actor)
-                grades, seconds = ray.get(reference)
-                take_down(marks[name], indices, grades, seconds)
-                if marks[name].is_complete:
-                    done(marks[name])
-    return [marks[exam.name] for exam in exams]
-
-
-@contextlib.contextmanager
-def ended(actors: list[Any]) -> Iterator[None]:  # Any: handles
-    """End the actors, whatever happens."""
-    try:
-        yield
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-
-
-@contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """Raise what an actor found wrong as if it had been found here.
 
     Raises:
-        InputError: wrong input, which only the actor could see.
-        RunFailedError: an actor died too often.
+        InputError: wrong input that only an actor could see.
+        RunFailedError: actors died too often, or failed.
+        DisplacedError: it may not go on.
     """
-    try:
-        yield
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, InputError) else error from None
-    except ray.exceptions.RayActorError as error:
-        raise RunFailedError(
-            f"An actor of the evaluation has died {1 + ACTOR_RESTARTS} times ({error}). If memory "
-            "was short, give fewer --num-actors or a smaller --batch-size."
-        ) from error
+    proctor = Proctor(source, exams, crew, batch_size)
+    proctor.run(done, may_go_on)
+    return [proctor.marks[exam.name] for exam in exams]
 
 
-def take_down(marks: Marks, indices: Sequence[int], grades: list[Grade], seconds: float) -> None:
-    """Add what one part of an exam brought."""
-    marks.grades.update(zip(indices, grades, strict=True))
-    marks.seconds += seconds
-
-
-def start_actors(source: Source, crew: Crew, batch_size: int) -> list[Any]:  # Any: handles
-    """Start the actors; those that find no room wait for it."""
-    remote: Any = ray.remote(Examiner)  # Any: Ray's wrapper
-    options = remote.options(
-        num_cpus=crew.cpus_each,
-        num_gpus=crew.gpus_each,
-        max_restarts=ACTOR_RESTARTS,
-        max_task_retries=ACTOR_RESTARTS,
-    )
-    return [
-        options.remote(source, crew.threads, batch_size, crew.niceness)
-        for _ in range(crew.num_actors)
-    ]
+def plain_error(error: ray.exceptions.RayTaskError) -> Exception:
+    """Give what an actor found wrong, as if it had been found here."""
+    if isinstance(error.cause, InputError):
+        return error.cause
+    logger.error("%s", error)
+    cause = error.cause or error
+    return RunFailedError(f"An actor of the evaluation failed: {type(cause).__name__}: {cause}")

@@ -127,6 +127,7 @@ class SpellingBee:
 
     name: str = "SpellingBee"
     baseline: float = 0.0
+    sandbox: str | None = None
 
     def __init__(
         self,
@@ -183,6 +184,7 @@ class SimpleSpelling:
 
     name: str = "SimpleSpelling"
     baseline: float = 0.0
+    sandbox: str | None = None
 
     def __init__(
         self,

@@ -7,27 +7,33 @@ worker could want; on CPUs the actor gives way to everybody.
 
 import contextlib
 import logging
+import math
 import os
 import threading
+import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-from evals.evaluate import find_subject, measure, read_reports
+from evals.evaluate import find_checkpoint, measure
 from evals.exam_plan import ExamConfig, ExamPlan, plan_exams
 from evals.results import EvalReport
-from evals.run import Crew, choose_crew
+from evals.run import Crew, DisplacedError, choose_crew
+from evals.saved_results import read_reports
 from nanoray.cluster import connection
-from nanoray.config import to_json
-from nanoray.metrics import add_to_steps, start_wandb
+from nanoray.config import InputError, to_json
+from nanoray.metrics import add_to_steps, read_metrics, start_wandb
 from nanoray.stages.pretrain_config import PretrainConfig
 from nanoray.stages.pretrain_worker import PretrainJob
+from nanoray.storage import with_patience
 from nanoray.train.checkpoint_files import committed_steps
+from nanoray.train.checkpoint_name import SavedModel
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 2.0
-BATCH_SIZE = 32
-MOST_TRIES = 3
+LOOK_SECONDS = 5.0
+PAUSES_SECONDS = (5.0, 60.0, 600.0)
+"""Before a step is tried again; what also fails then is left out."""
 LOWEST_PRIORITY = 19
 
 
@@ -57,14 +63,17 @@ class CoreEvaluations:
             yield
             return
         watch = CheckpointWatch(job, self.plan)
+        if watch.crew() is None:
+            logger.info("no GPU is left beside training; saved steps are evaluated after it")
         watch.start()
         try:
             yield
         except BaseException:
             watch.is_over.set()
             raise
-        watch.finish()
-        record(job)
+        patience, place = job.config.storage_patience_seconds, str(job.folder)
+        with_patience(watch.finish, patience, place)
+        with_patience(lambda: record(job, self.plan), patience, place)
 
 
 class CheckpointWatch:
@@ -73,7 +82,9 @@ class CheckpointWatch:
     def __init__(self, job: PretrainJob, plan: ExamPlan) -> None:
         self.job, self.plan = job, plan
         self.training_ended, self.is_over = threading.Event(), threading.Event()
-        self.tries: dict[int, int] = {}
+        self.failures: dict[int, int] = {}
+        self.not_before: dict[int, float] = {}
+        """When a step that has failed may be tried again."""
         self.thread = threading.Thread(target=self._run, name="evaluations", daemon=True)
 
     def start(self) -> None:
@@ -81,19 +92,23 @@ class CheckpointWatch:
         self.thread.start()
 
     def finish(self) -> None:
-        """Wait until every checkpoint that is there was evaluated."""
-        self.training_ended.set()
+        """Wait until every checkpoint that is there was evaluated, or left out."""
         waiting = self.waiting()
         if waiting:
             logger.info("training has ended; %d checkpoint(s) are still evaluated", len(waiting))
+        self.training_ended.set()
         self.thread.join()
 
     def waiting(self) -> list[int]:
-        """List the saved steps that are to be evaluated."""
+        """List the saved steps that are to be evaluated; the last one of a run is one of them."""
         folder, every = self.job.folder, self.job.config.core_every
         assert every is not None, "the config asks for evaluations"
-        due = [step for step in committed_steps(folder) if step % every == 0]
-        return [step for step in due if not folder.is_evaluated(step)]
+        due = [
+            step
+            for step in committed_steps(folder)
+            if step % every == 0 or step == self.job.num_steps
+        ]
+        return [step for step in due if not SavedModel(folder, step).is_evaluated()]
 
     def crew(self) -> Crew | None:
         """Give the actors that would disturb nobody; None while there are none."""
@@ -101,8 +116,11 @@ class CheckpointWatch:
             return choose_crew(None)
         resources = self.job.resources
         if resources.use_gpu:
-            spare = int(connection.cluster_total()["GPU"]) - resources.num_workers[1]
-            return Crew(spare, gpus_each=1, cpus_each=1, threads=4) if spare > 0 else None
+            # Those that are there: an autoscaler adds nodes for training, not for this.
+            spare = connection.gpus_present() - resources.num_workers[1]
+            if spare < 1:
+                return None
+            return Crew(spare, gpus_each=1, cpus_each=0, threads=1, niceness=LOWEST_PRIORITY)
         threads = max(1, (os.cpu_count() or 1) // 4)
         return Crew(1, gpus_each=0, cpus_each=0, threads=threads, niceness=LOWEST_PRIORITY)
 
@@ -112,35 +130,62 @@ class CheckpointWatch:
             ending = self.training_ended.is_set()
             try:
                 waiting, crew = self.waiting(), self.crew()
-                if waiting and crew:
-                    self._evaluate(waiting[0], crew)
-                    continue
             except Exception as error:  # whatever it is, training goes on
                 logger.warning("saved steps could not be listed: %s", error)
-            if ending:
+                self.is_over.wait(LOOK_SECONDS)
+                continue
+            now = time.monotonic()
+            possible = [step for step in waiting if self.not_before.get(step, 0) <= now]
+            if possible and crew:
+                self._evaluate(possible[0], crew)
+            elif ending and not [s for s in waiting if self.not_before.get(s) != math.inf]:
                 return
-            self.training_ended.wait(LOOK_SECONDS)
+            else:
+                self._pause()
+
+    def _pause(self) -> None:
+        """Wait for a while, but not for longer than training goes on."""
+        ended = self.training_ended
+        (self.is_over if ended.is_set() else ended).wait(LOOK_SECONDS)
+
+    def _may_go_on(self, crew: Crew) -> bool:
+        """Say whether nobody else needs what the actors have."""
+        if self.is_over.is_set():
+            return False
+        now = self.crew()
+        return now is not None and now.num_actors >= crew.num_actors
 
     def _evaluate(self, step: int, crew: Crew) -> None:
-        """Evaluate one step; what fails again and again is given up."""
+        """Evaluate one step; what fails again and again is left out."""
         folder = self.job.folder
         try:
             dtype = "bfloat16" if crew.gpus_each else "float32"
-            subject = find_subject(
-                self.job.storage, f"{folder.run.run}/{folder.name}@{step}", dtype
-            )
-            report = measure(subject, self.plan, dtype, crew, BATCH_SIZE)
-            folder.mark_evaluated(step)
+            name = f"{folder.run.run}/{folder.name}@{step}"
+            subject = find_checkpoint(self.job.storage, name)
+            may_go_on = partial(self._may_go_on, crew)
+            report = measure(subject, self.plan, dtype, crew, may_go_on=may_go_on)
+            SavedModel(folder, step).mark_evaluated()
             logger.info("%s", headline(step, report))
+        except DisplacedError:
+            logger.info("the evaluation of step %d gave way", step)
         except Exception as error:  # whatever it is, training goes on
-            self.tries[step] = self.tries.get(step, 0) + 1
-            again = self.tries[step] < MOST_TRIES
-            logger.warning(
-                "step %d could not be evaluated (%s, %d of %d tries)%s",
-                *(step, error, self.tries[step], MOST_TRIES, "" if again else "; it is left out"),
-            )
-            if not again:
-                folder.mark_evaluated(step)
+            self._put_off(step, error)
+
+    def _put_off(self, step: int, error: Exception) -> None:
+        """Try a step again later, unless it has failed too often, or can never do better."""
+        failures = self.failures[step] = self.failures.get(step, 0) + 1
+        again = failures <= len(PAUSES_SECONDS) and not isinstance(error, InputError)
+        if again:
+            pause = PAUSES_SECONDS[failures - 1]
+            self.not_before[step] = time.monotonic() + pause
+            then = f"it is tried again in {pause:.0f} s"
+        else:
+            then = "it is left out"
+        logger.warning("step %d could not be evaluated, %s: %s", step, then, error)
+        if not again:
+            with contextlib.suppress(Exception):  # then it is tried at the next start
+                SavedModel(self.job.folder, step).mark_evaluated()
+            self.not_before[step] = math.inf
 
 
 def headline(step: int, report: EvalReport) -> str:
@@ -152,19 +197,33 @@ def headline(step: int, report: EvalReport) -> str:
     return f"step {step}: CORE {mean.value:.4f} ({low:.4f} - {high:.4f})"
 
 
-def record(job: PretrainJob) -> None:
-    """Add all results to metrics.jsonl, at their steps, and to Weights & Biases."""
+def record(job: PretrainJob, plan: ExamPlan) -> None:
+    """Add results to metrics.jsonl, at their steps, and what is new of them to wandb too.
+
+    Only those count that were measured as this run asks for, of the weights that are there.
+    """
     folder = job.folder
-    values = {report.step: flat(report) for report in read_reports(folder) if report.step}
-    add_to_steps(folder.fs, folder.path("metrics.jsonl"), values)
-    if job.config.wandb_project and values:
+    path = folder.path("metrics.jsonl")
+    weights = {step: SavedModel(folder, step).weights_hash() for step in committed_steps(folder)}
+    values = {
+        report.step: metrics_of(report)
+        for report in read_reports(folder)
+        if report.step is not None
+        and report.weights == weights.get(report.step, report.weights)
+        and plan.settings.items() <= report.settings.items()
+        and report.mean("core") is not None
+    }
+    before = {r["step"] for r in read_metrics(folder.fs, path) if "eval/core" in r}
+    add_to_steps(folder.fs, path, values)
+    fresh = {step: found for step, found in values.items() if step not in before}
+    if job.config.wandb_project and fresh:
         run = start_wandb(job.config.wandb_project, folder, to_json(job.config))
-        for step, found in values.items():
+        for step, found in fresh.items():
             run.log({"eval/step": step, **found})
         run.finish()
 
 
-def flat(report: EvalReport) -> dict[str, Any]:  # Any: JSON
+def metrics_of(report: EvalReport) -> dict[str, Any]:  # Any: JSON
     """Give the results of a report under the names of metrics."""
     found: dict[str, Any] = {f"eval/{task.name}": task.accuracy for task in report.tasks}
     mean = report.mean("core")

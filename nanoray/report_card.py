@@ -1,10 +1,11 @@
 """The report card of a run: what its stages scored, from the results beside their checkpoints."""
 
 import html
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nanoray.storage import RunFolder, list_folder, read_json
+from nanoray.storage import RunFolder, StageFolder, list_folder, read_json
 
 COLUMNS = {"pretrain": "BASE", "midtrain": "MID", "sft": "SFT", "rl": "RL"}
 MEANS = FIRST, LAST = "CORE", "ChatCORE"
@@ -81,12 +82,8 @@ def read_card(run: RunFolder) -> Card | None:
     """
     scores: dict[str, dict[str, Score]] = {}
     for stage in COLUMNS:
-        folder = run.stage(stage)
-        for name in list_folder(folder.fs, folder.path("evals")):
-            if not name.endswith(".json"):
-                continue
-            saved = read_json(folder.fs, folder.path("evals", name.rpartition("/")[2]))
-            for metric, score in scores_of(saved or {}).items():
+        for report in reports_of(run.stage(stage)):
+            for metric, score in scores_of(report).items():
                 before = scores.setdefault(metric, {}).get(stage)
                 rank = (score.step, score.num_examples)
                 if before is None or rank > (before.step, before.num_examples):
@@ -95,6 +92,14 @@ def read_card(run: RunFolder) -> Card | None:
         return None
     order = sorted(scores, key=lambda metric: (metric == LAST, metric != FIRST))
     return Card(run.run, {metric: scores[metric] for metric in order})
+
+
+def reports_of(folder: StageFolder) -> Iterator[dict[str, Any]]:  # Any: JSON
+    """Read the reports of all steps of a stage."""
+    for step in list_folder(folder.fs, folder.path("evals")):
+        for name in list_folder(folder.fs, folder.path("evals", step)):
+            if name.startswith("report-"):
+                yield read_json(folder.fs, folder.path("evals", step, name)) or {}
 
 
 def scores_of(saved: dict[str, Any]) -> dict[str, Score]:  # Any: JSON

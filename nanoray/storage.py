@@ -303,14 +303,6 @@ class StageFolder:
         """Keep the config that the stage runs with."""
         write_json(self.fs, self.path("config.json"), config)
 
-    def mark_evaluated(self, step: int) -> None:
-        """Record that nobody waits any more for this step to be evaluated."""
-        write_file(self.fs, self.path("evals", f"{step}.done"), b"")
-
-    def is_evaluated(self, step: int) -> bool:
-        """Say whether a step was evaluated, or given up."""
-        return bool(self.fs.exists(self.path("evals", f"{step}.done")))
-
     def move_aside(self) -> str | None:
         """Rename the folder with a time stamp; gives its new name, or None where there was none."""
         if not self.fs.exists(self.path()):

@@ -30,6 +30,8 @@ class Task(Protocol):
     name: str
     baseline: float
     """Share of correct answers that guessing gives."""
+    sandbox: str | None
+    """How answers that are programs are isolated when they run; None where none are."""
 
     def __len__(self) -> int:
         """Give the number of examples."""

@@ -23,9 +23,9 @@ def task(name: str, group: str, accuracy: float, num_examples: int, is_sample: b
 
 
 def write(storage: Path, stage: str, file: str, **report: Any) -> None:
-    folder = storage / "r" / stage / "evals"
+    folder = storage / "r" / stage / "evals" / file[:11]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / file).write_text(json.dumps(report))
+    (folder / f"report-{file[12:]}").write_text(json.dumps(report))
 
 
 @pytest.fixture

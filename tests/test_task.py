@@ -6,6 +6,7 @@ from nanoray.task import Example, Grade, Task
 class Doubling:
     name = "doubling"
     baseline = 0.0
+    sandbox: str | None = None
 
     def __len__(self) -> int:
         return 10

@@ -285,6 +285,11 @@ def node_cpus(total: float) -> list[float]:
     return nodes
 
 
+def gpus_present() -> int:
+    """Count the GPUs of the nodes that are there now."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
 def cluster_total() -> dict[str, float]:
     """Give the CPUs and GPUs that the cluster has, or has at its autoscaler's maximum."""
     most = ray._private.state.state.get_max_resources_from_cluster_config() or {}

@@ -1,4 +1,4 @@
-"""All benchmarks of training and serving: the settings of each, and what runs it."""
+"""All benchmarks: the settings of each, and what runs it."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -31,4 +31,7 @@ BENCHMARKS: dict[type, Callable[[Any], str]] = {  # Any: each takes its own conf
     ServeBench: bench_serve,
 }
 
-"""Settings -> what runs with them and gives one line of JSON."""
+
+def bench(config: Any) -> str:  # Any: one of the settings above
+    """Run the benchmark of some settings."""
+    return BENCHMARKS[type(config)](config)

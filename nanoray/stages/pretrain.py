@@ -94,6 +94,9 @@ def prepare(
 ) -> PretrainJob:
     """Decide and check everything, then write what the run needs into its folder."""
     config, folder = open_stage(config, storage)
+    assert evaluations or not config.core_every, "the job brings the evaluations"
+    if evaluations:
+        evaluations.check(config)
     manifest = find_manifest(config, folder, storage)
     resources = connection.choose_resources(config)
     rows, most_workers = rows_per_step(config), resources.num_workers[1]
@@ -102,7 +105,8 @@ def prepare(
             f"--num-workers {config.num_workers or most_workers} is more than the {rows} rows of a "
             f"step. Give at most {rows}, or a larger --total-batch-tokens."
         )
-    folder.run.check_writable(checkpoint_bytes(model_config(config)) * (config.keep_last + 1))
+    num_kept = config.keep_last + 1 + most_waiting(config, resources)
+    folder.run.check_writable(checkpoint_bytes(model_config(config)) * num_kept)
     tokenizer = find_tokenizer(config, folder.run, manifest)
     assert config.max_seq_len, "decided"
     assert config.device_batch_size, "decided"
@@ -113,9 +117,6 @@ def prepare(
         packing=config.packing,
         seed=config.seed,
     )
-    assert evaluations or not config.core_every, "the job brings the evaluations"
-    if evaluations:
-        evaluations.check(config)
     if config.fresh:
         begin_anew(folder)
     save_tokenizer(tokenizer, folder.run.tokenizer_address)
@@ -195,6 +196,15 @@ def find_tokenizer(config: PretrainConfig, run: RunFolder, manifest: Manifest) -
             f"{tokenizer.vocab_size} ids. Leave it out, or give another --run."
         )
     return tokenizer
+
+
+def most_waiting(config: PretrainConfig, resources: connection.Resources) -> int:
+    """Count the checkpoints that may have to be kept until they are evaluated."""
+    if config.core_every is None:
+        return 0
+    if resources.use_gpu and connection.gpus_present() <= resources.num_workers[1]:
+        return budget(config, model_config(config)).num_steps // config.core_every
+    return 1
 
 
 def begin_anew(folder: StageFolder) -> None:

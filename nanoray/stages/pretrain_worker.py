@@ -37,6 +37,7 @@ from nanoray.stages.pretrain_config import (
 from nanoray.storage import RunFolder, StageFolder, with_patience
 from nanoray.train.checkpoint import Checkpointer, SavePolicy
 from nanoray.train.checkpoint_files import committed_steps, newest_verified_step
+from nanoray.train.checkpoint_name import SavedModel
 from nanoray.train.device import can_compile, keep_freed_memory, peak_flops
 from nanoray.train.guard import StepGuard
 from nanoray.train.loop import LoopConfig, train
@@ -203,7 +204,9 @@ def run_worker(
 
 def awaits_evaluation(folder: StageFolder, core_every: int | None, step: int) -> bool:
     """Say whether a step is still to be evaluated, and must not be deleted before."""
-    return core_every is not None and step % core_every == 0 and not folder.is_evaluated(step)
+    if core_every is None or step % core_every:
+        return False
+    return not SavedModel(folder, step).is_evaluated()
 
 
 def _chain(first: StepRows, rest: Iterator[StepRows]) -> Iterator[StepRows]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nanoray.config import InputError
 from nanoray.model.gpt import GPT, GPTConfig
-from nanoray.storage import RunFolder, StageFolder, read_json
+from nanoray.storage import RunFolder, StageFolder, read_json, write_file
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.text.tokenizer_file import load_tokenizer
 from nanoray.train.checkpoint_files import (
@@ -59,6 +59,18 @@ class SavedModel:
         path = self.folder.path("checkpoints", step_name(self.step), "manifest.json")
         manifest = read_json(self.folder.fs, path) or {}
         return str(manifest["files"]["model.safetensors"]["sha256"])
+
+    def mark_evaluated(self) -> None:
+        """Record that nobody waits any more for these weights to be evaluated."""
+        write_file(self.folder.fs, self._evaluated_path(), b"")
+
+    def is_evaluated(self) -> bool:
+        """Say whether these weights were evaluated, or given up."""
+        return bool(self.folder.fs.exists(self._evaluated_path()))
+
+    def _evaluated_path(self) -> str:
+        """Name a file after the weights: after a rollback a step may be there with others."""
+        return self.folder.path("evals", step_name(self.step), f"done-{self.weights_hash()[:8]}")
 
     def config(self) -> GPTConfig:
         """Read shape and numerics of the model."""

@@ -262,9 +262,11 @@ def test_tasks_of_several_units_give_the_same_blocks(ray_connection, plan):
 def test_readers_really_end_out_of_order_so_that_order_has_to_be_asked_for(ray_connection, plan):
     start = StreamStart(Cursor(), 0, num_units=40, num_readers=READERS)
 
-    got = open_stream(plan, start, 1, in_order=False).blocks(36)
+    expected = expected_blocks(plan, start, 1, 36)
 
-    assert not all_same(got, expected_blocks(plan, start, 1, 36))
+    # On a busy machine they may end in order once, by luck.
+    streams = (open_stream(plan, start, 1, in_order=False).blocks(36) for _ in range(5))
+    assert any(not all_same(got, expected) for got in streams)
 
 
 @pytest.mark.cluster

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.bundle import open_bundle
+from evals.bundle import find_problem, open_bundle
 from nanoray.config import DataError, InputError
 from tests.evals.small_bundle import items, write_bundle
 
@@ -67,3 +67,36 @@ def test_the_whole_bundle_has_the_22_tasks() -> None:
 
     assert len(tasks) == 22
     assert sum(len(bundle.examples(task) or []) for task in tasks) == 74_484
+
+
+@pytest.mark.parametrize(
+    ("kind", "example", "problem"),
+    [
+        ("schema", [1], "is no JSON object"),
+        (
+            "multiple_choice",
+            {"query": "Q", "choices": ["a"], "gold": 1},
+            "right answer 1, of 1",
+        ),
+        ("multiple_choice", {"query": "Q", "choices": "ab", "gold": 0}, "are no list of texts"),
+        ("language_modeling", {"context": 7, "continuation": "x"}, "'context' that is no text"),
+        ("language_modeling", {"context": "7", "continuation": "x"}, None),
+    ],
+)
+def test_what_cannot_be_asked_is_found(kind: str, example: object, problem: str | None) -> None:
+    found = find_problem(kind, example)
+
+    assert (found is None) == (problem is None)
+    assert (problem or "") in (found or "")
+
+
+def test_a_damaged_zip_file_is_told_of(tmp_path: Path) -> None:
+    folder = write_bundle(tmp_path / "it")
+    address = Path(shutil.make_archive(str(tmp_path / "it"), "zip", folder))
+    content = bytearray(address.read_bytes())
+    start = content.index(b"core.yaml") + len(b"core.yaml")
+    content[start : start + 8] = b"\0" * 8
+    address.write_bytes(content)
+
+    with pytest.raises(DataError, match="is damaged"):
+        open_bundle(str(address)).tasks()

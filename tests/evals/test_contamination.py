@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evals.contamination import WORD, ContaminationConfig, ngram_hashes, question_texts, strings_of
+from evals.contamination import WORD, ContaminationConfig, ngram_hashes, question_texts, texts_of
 from evals.exam import exam_of
 from nanoray.config import InputError
-from tests.evals.small_bundle import write_bundle
+from tests.evals.small_bundle import items, write_bundle
 from tests.evals.test_exam import Quiz
 from tests.running import Cluster, run_job
 from tests.support import embedded_text, write_parquet
@@ -40,8 +40,10 @@ def test_case_and_punctuation_do_not_count() -> None:
 
 
 def test_all_of_a_question_is_compared() -> None:
-    assert list(strings_of({"a": ["x", {"b": "y"}], "gold": 3})) == ["x", "y"]
-    assert question_texts(exam_of(Quiz([("Why?", "So.")]))) == ["Why?\nSo."]
+    choosing, filling = items()["a/colors.jsonl"][1], items()["a/pronouns.jsonl"][0]
+    assert texts_of(choosing) == ["Which is green? red", "green"]
+    assert texts_of(filling) == ["He saw red and ran.", "She saw red and ran."]
+    assert question_texts(exam_of(Quiz([("Why?", "So.")]))) == [["Why?", "So."]]
 
 
 @pytest.mark.cluster
@@ -50,10 +52,10 @@ def test_questions_in_the_text_are_found_and_others_are_not(
 ) -> None:
     bundle = write_bundle(tmp_path / "bundle")
     filler = [embedded_text(60_000)[i : i + 2000] for i in range(0, 60_000, 2000)]
-    planted = "As they say: he saw BLUE and... she saw blue and ran. Indeed."
+    planted = "As they say: he saw BLUE and... ran. Indeed."
     documents = [*filler[:10], planted, *filler[10:]]
     data = write_parquet(tmp_path / "data", "text.parquet", documents, row_group_size=4)
-    flags = ("--data", data, "--eval-bundle", bundle, "--tasks", "pronouns", "--ngram", 8)
+    flags = ("--data", data, "--eval-bundle", bundle, "--tasks", "pronouns", "--ngram", 5)
 
     code, output = run_job("contamination.py", *flags, "--json", env=ray_cluster.environment())
     assert code == 0, output
@@ -62,7 +64,7 @@ def test_questions_in_the_text_are_found_and_others_are_not(
 
     assert (task["checked"], task["too_short"], len(task["found"])) == (8, 0, 1)
     assert code == 0
-    assert "'He saw blue and She saw blue and ran.'" in table
+    assert "'He saw blue and ran. | She saw blue and ran.'" in table
 
 
 def test_settings_without_a_meaning_are_refused() -> None:

@@ -4,11 +4,13 @@ import random
 from typing import Any
 
 import pytest
+import torch
 
 from evals.bench_core import one_at_a_time
 from evals.bundle import CoreTask
 from evals.candidates import TrainedModel
 from evals.core import CROPPED, SHUFFLE_SEED, CoreExam, Prompt, ask, common_length
+from evals.exam import NO_NUMBERS
 from nanoray.config import DataError
 from nanoray.text.tokenizer import Tokenizer
 from tests.evals.small_bundle import items
@@ -132,7 +134,7 @@ def test_texts_that_are_equal_or_begin_each_other_are_scored_too() -> None:
 
 def test_too_few_examples_for_the_shots_are_refused() -> None:
     with pytest.raises(
-        DataError, match="t shows 8 solved examples before each question, and has 8"
+        DataError, match="t shows 8 solved examples before each question, and there are 8"
     ):
         exam("schema", items()["a/pronouns.jsonl"], shots=8)
 
@@ -140,3 +142,13 @@ def test_too_few_examples_for_the_shots_are_refused() -> None:
 def test_rows_share_what_they_begin_with() -> None:
     assert common_length([[1, 2, 3], [1, 2], [1, 2, 4]]) == 2
     assert common_length([[1], [2]]) == 0
+
+
+def test_a_model_without_finite_numbers_is_told_of() -> None:
+    candidate = bytes_model()
+    with torch.no_grad():
+        candidate.model.unembedding.weight.fill_(torch.nan)
+
+    grades = exam("schema", items()["a/pronouns.jsonl"]).take(candidate, [0, 1])
+
+    assert grades == [NO_NUMBERS] * 2

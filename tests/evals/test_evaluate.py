@@ -1,12 +1,14 @@
 """`jobs/evaluate.py` as its user runs it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evals.evaluate import EvaluateConfig, read_reports
+from evals.evaluate import EvaluateConfig
+from evals.saved_results import read_reports
 from nanoray.config import InputError
 from nanoray.storage import RunFolder
 from tests.chat_run import save_chat_run
@@ -53,7 +55,7 @@ def test_results_are_kept_and_not_measured_again(ray_cluster: Cluster, storage: 
     [report] = read_reports(stage)
     assert report.model == "base/pretrain@10"
     assert report.settings["dtype"] == "float32"
-    [table] = Path(stage.path("evals")).glob("*.csv")
+    [table] = Path(stage.path("evals/step_000010")).glob("*.csv")
     assert table.read_text().splitlines()[-1].startswith("CORE ")
 
 
@@ -78,8 +80,7 @@ def test_all_of_core_is_the_same_for_any_batch_and_crew(
 ) -> None:
     found = []
     for batch_size, num_actors in ((1, 1), (32, 2)):
-        for old in (storage / "base/pretrain/evals").glob("*"):
-            old.unlink()
+        shutil.rmtree(storage / "base/pretrain/evals", ignore_errors=True)
         flags = ("--run", "base", "--max-per-task", 60, "--json", "--eval-bundle", BUNDLE)
         crew = ("--batch-size", batch_size, "--num-actors", num_actors)
         code, output = evaluate(ray_cluster, storage, *flags, *crew)
@@ -100,6 +101,7 @@ def test_what_cannot_be_measured_is_said_in_one_line(ray_cluster: Cluster, stora
         ("--run", "base", "--step", "77"): "has no checkpoint of step 77",
         ("--run", "base", "--eval-bundle", "nothing.zip"): "neither a folder nor a zip file",
         ("--run", "base", "--tasks", "chat", "--hub-dir", "nohub"): "nohub",
+        ("--hugging-face", "nomodel"): "nomodel holds no Hugging Face model",
     }
     for flags, said in wrong.items():
         code, output = evaluate(ray_cluster, storage, *flags)

@@ -21,6 +21,7 @@ class Quiz:
 
     name = "quiz"
     baseline = 0.0
+    sandbox: str | None = None
 
     def __init__(self, pairs: Sequence[tuple[str, str]], choices: tuple[str, ...] = ()) -> None:
         self.pairs, self.choices = pairs, choices

@@ -21,8 +21,8 @@ def test_core_is_all_tasks_of_the_bundle(bundle: Path) -> None:
 
     assert plan.names == ["colors", "pronouns", "capitals"]
     assert plan.available == {"colors": 24, "pronouns": 8, "capitals": 8}
-    assert plan.core_tasks == ("colors", "pronouns", "capitals")
-    assert plan.settings["sandbox"] is None
+    assert plan.suites["core"] == ("colors", "pronouns", "capitals")
+    assert len({exam.fingerprint for exam in plan.exams}) == 3
 
 
 def test_some_tasks_of_a_bundle_can_be_named_and_sampled(bundle: Path) -> None:
@@ -38,7 +38,7 @@ def test_tasks_of_conversations_need_no_bundle() -> None:
 
     assert [(exam.name, len(exam)) for exam in plan.exams] == [("ARC-Easy", 7), ("HumanEval", 7)]
     assert plan.available == {"ARC-Easy": 2376, "HumanEval": 164}
-    assert plan.settings["sandbox"] == strongest_level()
+    assert [exam.sandbox for exam in plan.exams] == [None, strongest_level()]
 
 
 def test_an_unknown_task_is_named(bundle: Path) -> None:
@@ -57,13 +57,12 @@ def test_a_bundle_without_a_file_is_no_core(bundle: Path) -> None:
         plan_exams(ExamConfig(eval_bundle=str(bundle)))
     plan = plan_exams(ExamConfig(eval_bundle=str(bundle), skip_missing=True))
     assert plan.names == ["colors", "pronouns"]
-    assert plan.left_out == ("capitals",)
     with pytest.raises(InputError, match="Of --tasks capitals none is there"):
         plan_exams(ExamConfig(tasks="capitals", eval_bundle=str(bundle), skip_missing=True))
 
 
 def test_too_few_questions_for_the_shots_are_told_of(bundle: Path) -> None:
-    with pytest.raises(DataError, match=r"colors shows 2 solved examples .* and has 2 in all"):
+    with pytest.raises(DataError, match=r"colors shows 2 solved .* and there are 2 in all"):
         plan_exams(ExamConfig(eval_bundle=str(bundle), max_per_task=2))
     with pytest.raises(InputError, match="--max-per-task 0 is too small"):
         ExamConfig(max_per_task=0)

@@ -50,10 +50,10 @@ def test_what_is_wrong_with_a_program_is_said(name: str) -> None:
 @needs_strong
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_does_not_pass(name: str) -> None:
-    given = grade(ATTACKS[name], "assert candidate(1) == 2", timeout_seconds=5.0)
+    given = grade(f"import os\n{ATTACKS[name]}", "assert candidate(1) == 2", timeout_seconds=5.0)
 
     assert not given.is_correct
-    assert given.note
+    assert "raised" not in given.note, "the attack itself is broken"
 
 
 @pytest.mark.parametrize("level", LEVELS)

@@ -93,7 +93,7 @@ def read_from(endpoint: str, home: Path, split: str = "test") -> str:
     variables = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(
         [sys.executable, "-c", READ, split],
-        env={**os.environ, **variables},
+        env={**os.environ, "HF_HUB_OFFLINE": "0", **variables},
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

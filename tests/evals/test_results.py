@@ -9,11 +9,16 @@ import pytest
 from evals.results import EvalReport, TaskResult, compare, count_notes
 from nanoray.config import InputError
 
+SUITES = {"core": ("one", "two"), "chat": ("Chat",)}
+
 
 def result(name: str, outcomes: str, *, group: str = "core", available: int = 0) -> TaskResult:
     return TaskResult(
         name=name,
         group=group,
+        suite=SUITES[group],
+        questions=f"{name} {len(outcomes)}",
+        sandbox=None,
         baseline=0.25,
         outcomes=outcomes,
         num_available=available or len(outcomes),
@@ -29,8 +34,6 @@ def report(*tasks: TaskResult, **fields: Any) -> EvalReport:
         "weights": "ab" * 32,
         "step": 10,
         "settings": {"dtype": "float32"},
-        "core_tasks": ("one", "two"),
-        "chat_tasks": ("Chat",),
         **fields,
     }
     return EvalReport(tasks=tasks, **values)
@@ -52,7 +55,7 @@ def test_core_is_the_mean_of_centred_accuracies_and_needs_every_task() -> None:
 
 
 def test_a_report_is_the_same_after_json() -> None:
-    before = report(ONE, dataclasses.replace(TWO, notes={"cropped": 2}), left_out=("x",))
+    before = report(ONE, dataclasses.replace(TWO, notes={"cropped": 2}, sandbox="strong"))
 
     assert EvalReport.from_json(json.loads(json.dumps(before.to_json()))) == before
 
@@ -71,29 +74,20 @@ def test_the_table_of_core_is_that_of_nanochat() -> None:
 
 def test_a_sample_is_called_one_and_what_is_missing_is_named() -> None:
     sample = report(result("one", "10", available=1000), TWO).table()
-    partial = report(ONE, left_out=("two",)).table()
+    partial = report(ONE).table()
 
     assert "2 of 1,000, a sample" in sample
     assert sample.splitlines()[-1].endswith("of samples")
     assert partial.splitlines()[-1] == "No CORE: without two."
 
 
-def test_later_results_of_the_same_weights_are_added() -> None:
-    first, later = (
-        report(ONE, TWO),
-        report(result("two", "1111"), result("Chat", "1", group="chat")),
-    )
-    other_weights = report(ONE, weights="cd" * 32)
+def test_the_table_shows_few_notes_and_the_sandbox() -> None:
+    notes = {"a": 4, "b": 3, "c": 2, "d": 1}
 
-    merged = first.merged(later)
+    table = report(dataclasses.replace(ONE, notes=notes, sandbox="strong")).table()
 
-    assert [(t.name, t.accuracy) for t in merged.tasks] == [
-        ("one", 0.75),
-        ("two", 1.0),
-        ("Chat", 1.0),
-    ]
-    assert first.merged(other_weights) == other_weights
-    assert [t.name for t in merged.only(["Chat", "one"]).tasks] == ["Chat", "one"]
+    assert "(4 a, 3 b, 2 c, strong sandbox)" in table
+    assert table.startswith("r/pretrain@10, float32\n")
 
 
 def test_two_models_are_compared_by_the_same_questions() -> None:
@@ -108,7 +102,7 @@ def test_two_models_are_compared_by_the_same_questions() -> None:
 
 
 def test_what_was_not_asked_in_the_same_way_is_not_compared() -> None:
-    with pytest.raises(InputError, match="have no results of the same tasks"):
+    with pytest.raises(InputError, match="have no results of the same questions"):
         compare(report(ONE), report(result("one", "11")))
 
 

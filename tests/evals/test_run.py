@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from evals.exam import Candidate
-from evals.run import CheckpointSource, Crew, Marks, choose_crew, take_exams
+from evals.run import CheckpointSource, Crew, DisplacedError, Marks, choose_crew, take_exams
 from nanoray.config import InputError
 from nanoray.storage import RunFolder
 from nanoray.task import Grade
@@ -29,7 +29,10 @@ class SlowExam:
     """Questions whose answers need some time and no model."""
 
     name = "slow"
+    group = "core"
     baseline = 0.0
+    sandbox: str | None = None
+    fingerprint = "slow"
 
     def __len__(self) -> int:
         return 200
@@ -82,15 +85,15 @@ def test_grades_do_not_depend_on_crew_and_batch(driver: Cluster, source: Checkpo
     told: list[str] = []
 
     found = [
-        take_exams(source, exams, crew(n), batch_size, lambda m: told.append(m.exam.name))
-        for n, batch_size in ((1, 1), (1, 32), (2, 32))
+        take_exams(source, exams, crew(n), batch_size=size, done=lambda m: told.append(m.exam.name))
+        for n, size in ((1, 1), (1, 32), (2, 32))
     ]
 
     grades = [[marks.in_order() for marks in each] for each in found]
     assert grades[0] == grades[1] == grades[2]
     assert [len(each) for each in grades[0]] == [120, 8]
     assert sorted(told) == ["other"] * 3 + ["t"] * 3
-    assert all(marks.seconds > 0 for each in found for marks in each)
+    assert all(marks.actor_seconds > 0 for each in found for marks in each)
 
 
 def test_an_actor_that_is_killed_starts_again(driver: Cluster, source: CheckpointSource) -> None:
@@ -106,7 +109,7 @@ def test_an_actor_that_is_killed_starts_again(driver: Cluster, source: Checkpoin
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    [marks] = take_exams(source, [SlowExam()], crew(2), 32, lambda marks: None)
+    [marks] = take_exams(source, [SlowExam()], crew(2))
     killer.join()
 
     assert killed
@@ -117,14 +120,32 @@ def test_wrong_input_that_an_actor_finds_is_raised_as_such(
     driver: Cluster, source: CheckpointSource
 ) -> None:
     with pytest.raises(InputError, match="These questions are no questions"):
-        take_exams(source, [BrokenExam()], crew(1), 32, lambda marks: None)
+        take_exams(source, [BrokenExam()], crew(1))
     lost = CheckpointSource(source.storage, "r/pretrain@99", "float32")
     with pytest.raises(InputError, match="has no checkpoint of step 99"):
-        take_exams(lost, [SlowExam()], crew(1), 32, lambda marks: None)
+        take_exams(lost, [SlowExam()], crew(1))
     deadline = time.monotonic() + 20
     while examiners(driver):
         assert time.monotonic() < deadline, "actors are left"
         time.sleep(0.1)
+
+
+def test_an_actor_without_room_takes_nothing_from_the_others(
+    driver: Cluster, source: CheckpointSource
+) -> None:
+    """The cluster has 8 CPUs: the second actor never comes to life."""
+    large = Crew(2, gpus_each=0, cpus_each=5, threads=1)
+
+    [marks] = take_exams(source, [SlowExam()], large)
+
+    assert marks.is_complete
+
+
+def test_an_evaluation_gives_way(driver: Cluster, source: CheckpointSource) -> None:
+    asked = iter([True, True, True])
+
+    with pytest.raises(DisplacedError):
+        take_exams(source, [SlowExam()], crew(1), may_go_on=lambda: next(asked, False))
 
 
 def test_a_crew_fits_the_machine(driver: Cluster) -> None:
@@ -132,7 +153,7 @@ def test_a_crew_fits_the_machine(driver: Cluster) -> None:
 
     assert most.gpus_each == 0
     assert 1 <= most.num_actors <= 4
-    assert most.num_actors * most.threads <= max(most.num_actors, os.cpu_count() or 1)
+    assert most.num_actors * most.cpus_each <= 8
     assert choose_crew(3).num_actors == 3
     with pytest.raises(InputError, match="--num-actors 0 is too small"):
         choose_crew(0)

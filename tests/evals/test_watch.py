@@ -1,16 +1,27 @@
 """Checkpoints of a run that trains, evaluated beside it: results at their steps, and no harm."""
 
 import json
+import math
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evals.results import EvalReport
-from evals.watch import flat, headline
+from evals.exam_plan import ExamPlan
+from evals.watch import CheckpointWatch, headline, metrics_of
+from nanoray.cluster import connection
+from nanoray.cluster.connection import Resources
+from nanoray.stages.pretrain_config import PretrainConfig
+from nanoray.storage import RunFolder
+from nanoray.train.checkpoint_name import SavedModel
+from tests.driver import connected
 from tests.evals.small_bundle import write_bundle
 from tests.evals.test_results import ONE, TWO, report
-from tests.running import TINY, Cluster, read_run, run_job, small_corpus
+from tests.evals.test_run import BrokenExam
+from tests.running import ROOT, TINY, Cluster, read_run, run_job, small_corpus
+from tests.saved_model import save_model
+from tests.support import tiny_gpt, tiny_tokenizer
 
 
 def pretrain(cluster: Cluster, storage: Path, run: str, *flags: object) -> tuple[int, str]:
@@ -19,7 +30,7 @@ def pretrain(cluster: Cluster, storage: Path, run: str, *flags: object) -> tuple
     return run_job("pretrain.py", *command, *flags, env=cluster.environment())
 
 
-def metrics_of(storage: Path, run: str) -> list[dict[str, Any]]:
+def records_of(storage: Path, run: str) -> list[dict[str, Any]]:
     lines = (storage / run / "pretrain/metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
@@ -35,12 +46,12 @@ def test_a_run_with_evaluations_is_the_run_without(ray_cluster: Cluster, tmp_pat
 
     assert code == 0, output
     assert read_run(tmp_path, "watched") == read_run(tmp_path, "calm")
-    records = metrics_of(tmp_path, "watched")
+    records = records_of(tmp_path, "watched")
     assert [r["step"] for r in records if "eval/core" in r] == [20, 40, 60]
     assert all("eval/colors" in r for r in records if "eval/core" in r)
     assert [line for line in output.splitlines() if "step 40: CORE" in line]
     stage = tmp_path / "watched/pretrain"
-    assert len(list((stage / "evals").glob("step_*.json"))) == 3
+    assert len(list((stage / "evals").glob("step_*/report-*.json"))) == 3
     page = (stage / "report.html").read_text()
     assert "<h2>Report card</h2>" in page
     assert "mean of centred accuracies" in page
@@ -50,21 +61,72 @@ def test_a_run_with_evaluations_is_the_run_without(ray_cluster: Cluster, tmp_pat
     assert "step 40: CORE" not in again[1]
 
 
+class WatchedRun:
+    """What a watch needs to know of a run."""
+
+    num_steps = 20
+
+    def __init__(self, storage: Path, *, use_gpu: bool = False, num_workers: int = 1) -> None:
+        self.storage = str(storage)
+        self.folder = RunFolder(self.storage, "r").stage("pretrain")
+        self.config = PretrainConfig(core_every=20)
+        self.resources = Resources((1, num_workers), use_gpu, 1.0, 1, 1)
+
+
+def watch_of(run: Any, *exams: Any) -> CheckpointWatch:  # Any: stand-ins
+    plan = ExamPlan(list(exams), {e.name: len(e) for e in exams}, {"core": ("broken",)}, {})
+    return CheckpointWatch(run, plan)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> WatchedRun:
+    watched = WatchedRun(tmp_path)
+    tokenizer = tiny_tokenizer()
+    save_model(watched.folder, tiny_gpt(vocab_size=tokenizer.vocab_size), tokenizer, (7, 15, 20))
+    return watched
+
+
 @pytest.mark.cluster
-def test_an_evaluation_that_fails_does_not_end_training(
-    ray_cluster: Cluster, tmp_path: Path
+def test_an_evaluation_that_can_never_work_is_left_out(
+    ray_cluster: Cluster, run: WatchedRun, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bundle = write_bundle(tmp_path / "bundle")
-    broken = bundle / "eval_data/b/capitals.jsonl"
-    rows = [json.loads(line) for line in broken.read_text().splitlines()]
-    broken.write_text("".join(json.dumps({**row, "context": 7}) + "\n" for row in rows))
+    watch = watch_of(run, BrokenExam())
 
-    watched = ("--core-every", 30, "--eval-bundle", bundle)
-    code, output = pretrain(ray_cluster, tmp_path, "watched", *watched)
+    with connected(ray_cluster, PYTHONPATH=str(ROOT)):
+        waiting = watch.waiting()
+        watch.start()
+        watch.finish()
 
-    assert code == 0, output
-    assert "3 of 3 tries); it is left out" in output
-    assert not any("eval/core" in record for record in metrics_of(tmp_path, "watched"))
+    assert waiting == [20]
+    assert "step 20 could not be evaluated, it is left out: These questions are no" in caplog.text
+    assert watch.waiting() == []
+
+
+def test_what_may_work_later_is_tried_later(run: WatchedRun) -> None:
+    watch = watch_of(run)
+    pauses = []
+
+    for _ in range(4):
+        watch._put_off(20, OSError("storage"))
+        pauses.append(watch.not_before[20] - time.monotonic())
+
+    assert pauses[:3] == pytest.approx([5, 60, 600], abs=1)
+    assert pauses[3] == math.inf
+    assert SavedModel(run.folder, 20).is_evaluated()
+
+
+@pytest.mark.parametrize(("gpus", "workers", "actors"), [(8, 8, 0), (8, 6, 2), (4, 6, 0)])
+def test_only_gpus_count_that_no_worker_could_want(
+    tmp_path: Path, gpus: int, workers: int, actors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "gpus_present", lambda: gpus)
+    watch = watch_of(WatchedRun(tmp_path, use_gpu=True, num_workers=workers))
+
+    crew = watch.crew()
+
+    assert (crew.num_actors if crew else 0) == actors
+    if crew:
+        assert (crew.gpus_each, crew.cpus_each) == (1, 0)
 
 
 @pytest.mark.cluster
@@ -82,8 +144,8 @@ def test_a_bundle_that_is_not_there_is_told_before_training(
 def test_results_have_the_names_of_metrics() -> None:
     whole, half = report(ONE, TWO), report(ONE)
 
-    assert flat(half) == {"eval/one": 0.75}
-    assert set(flat(whole)) == {
+    assert metrics_of(half) == {"eval/one": 0.75}
+    assert set(metrics_of(whole)) == {
         "eval/one",
         "eval/two",
         "eval/core",
@@ -92,4 +154,3 @@ def test_results_have_the_names_of_metrics() -> None:
     }
     assert headline(20, whole).startswith("step 20: CORE 0.3333 (")
     assert headline(20, half) == "step 20: 1 tasks"
-    assert isinstance(whole, EvalReport)

@@ -119,11 +119,11 @@ def served_metric(job: ServeJob, name: str) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
-def stream(job: ServeJob, body: dict[str, Any]) -> tuple[str, str]:
+def stream(url: str, body: dict[str, Any]) -> tuple[str, str]:
     """Stream one answer; gives its text, and how it ended."""
     text = ""
     try:
-        with httpx.stream("POST", job.url + CHAT, json=body, timeout=60) as response:
+        with httpx.stream("POST", url + CHAT, json=body, timeout=60) as response:
             if response.status_code != 200:
                 return "", f"status {response.status_code}"
             for line in response.iter_lines():
@@ -156,7 +156,7 @@ def test_newer_weights_are_taken_up_and_no_stream_is_dropped(
     served: ServeJob, storage: Path
 ) -> None:
     with ThreadPoolExecutor(8) as pool:
-        running = [pool.submit(stream, served, LONG) for _ in range(8)]
+        running = [pool.submit(stream, served.url, LONG) for _ in range(8)]
         save_chat_run(storage, steps=(20,), forgetful=True)
         ended = [future.result()[1] for future in running]
     assert ended == ["done"] * 8
@@ -172,11 +172,11 @@ def test_a_killed_engine_breaks_only_its_own_streams_and_each_of_them_cleanly(
 ) -> None:
     assert len(engine_pids(served)) == 2
     with ThreadPoolExecutor(24) as pool:
-        running = [pool.submit(stream, served, LONG) for _ in range(16)]
+        running = [pool.submit(stream, served.url, LONG) for _ in range(16)]
         while served_metric(served, "vllm:num_requests_running") < 10:
             time.sleep(0.02)
         os.kill(engine_pids(served)[0], signal.SIGKILL)
-        later = [pool.submit(stream, served, SKY | {"stream": True}) for _ in range(8)]
+        later = [pool.submit(stream, served.url, SKY | {"stream": True}) for _ in range(8)]
         ended = [future.result()[1] for future in running]
         after = [future.result() for future in later]
 
@@ -241,7 +241,7 @@ def test_an_engine_that_is_stuck_is_replaced(served: ServeJob) -> None:
 
     assert len(new) == 1
     wait_for_engines(served, 2)
-    assert stream(served, SKY | {"stream": True}) == (WEATHER, "done")
+    assert stream(served.url, SKY | {"stream": True}) == (WEATHER, "done")
 
 
 @pytest.mark.cluster
@@ -250,7 +250,7 @@ def test_ctrl_c_lets_the_answers_in_the_making_end(storage: Path) -> None:
     job = ServeJob(storage)
     job.wait_ready()
     with ThreadPoolExecutor(1) as pool:
-        running = pool.submit(stream, job, LONG)
+        running = pool.submit(stream, job.url, LONG)
         while served_metric(job, "vllm:num_requests_running") < 1:
             time.sleep(0.02)
         code = job.stop()
