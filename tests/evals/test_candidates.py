@@ -7,8 +7,8 @@ import torch
 
 from evals.candidates import HuggingFaceModel, TrainedModel
 from nanoray.config import InputError
-from nanoray.model.interop import transformers_config, transformers_weights
 from nanoray.text.tokenizer import Tokenizer
+from tests.evals.model_folder import write_model_folder
 from tests.inference.test_scoring import some_questions
 from tests.support import tiny_gpt
 
@@ -18,23 +18,7 @@ MESSAGES = [{"role": "user", "content": "Hello you"}, {"role": "assistant", "con
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a model of ours in Hugging Face's layout, with a tokenizer of three words."""
-    transformers = pytest.importorskip("transformers")
-    tokenizers = pytest.importorskip("tokenizers")
-    place = tmp_path_factory.mktemp("hf") / "model"
-    model = tiny_gpt(rope_dtype="float32")
-    theirs = transformers.NanoChatForCausalLM(
-        transformers.NanoChatConfig(**transformers_config(model.config))
-    )
-    theirs.load_state_dict(transformers_weights(model.state_dict()))
-    theirs.save_pretrained(place)
-    words = {"<s>": 0, "Hello": 1, "you": 2, "?": 3}
-    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))
-    raw.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>")
-    wrapped.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
-    wrapped.save_pretrained(place)
-    return place
+    return write_model_folder(tmp_path_factory.mktemp("hf") / "model")
 
 
 def test_a_folder_scores_as_our_own_class_does(folder: Path) -> None:

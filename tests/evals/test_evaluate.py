@@ -13,6 +13,7 @@ from nanoray.config import InputError
 from nanoray.storage import RunFolder
 from tests.chat_run import save_chat_run
 from tests.evals.local_hub import local_hub
+from tests.evals.model_folder import write_model_folder
 from tests.evals.small_bundle import write_bundle
 from tests.running import Cluster, run_job
 from tests.saved_model import save_model
@@ -57,6 +58,22 @@ def test_results_are_kept_and_not_measured_again(ray_cluster: Cluster, storage: 
     assert report.settings["dtype"] == "float32"
     [table] = Path(stage.path("evals/step_000010")).glob("*.csv")
     assert table.read_text().splitlines()[-1].startswith("CORE ")
+
+
+@pytest.mark.cluster
+def test_a_published_model_is_measured_by_the_same_code(
+    ray_cluster: Cluster, storage: Path, tmp_path: Path
+) -> None:
+    folder = write_model_folder(tmp_path / "published")
+
+    code, output = evaluate(ray_cluster, storage, "--hugging-face", folder)
+    again = evaluate(ray_cluster, storage, "--hugging-face", folder)
+
+    assert code == 0, output
+    assert output.splitlines()[-1].startswith("CORE ")
+    assert again[1].splitlines()[-1] == output.splitlines()[-1]
+    assert "colors: " not in again[1]
+    assert list((storage / ".evals").glob("published-*/core-*.csv"))
 
 
 @pytest.mark.cluster
