@@ -387,3 +387,9 @@ def test_ray_says_one_line_of_a_lost_node(monkeypatch):
     [(data, ignore_prefix)] = printed
     assert data == {"lines": ["The node is dead.", "", "x" * 200], "is_err": False}
     assert ignore_prefix is False
+
+
+def test_ray_data_polls_nothing_behind_our_back() -> None:
+    collector = pytest.importorskip("ray.data._internal.usage.collector")
+
+    assert collector.usage_collection_disabled()
