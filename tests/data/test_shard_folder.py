@@ -24,7 +24,7 @@ from tests.hub import Fault, Hub, running_hub
 
 NAMES = [f"shard_{index:05d}.parquet" for index in range(6)]
 IMPATIENT = Patience(
-    stall_seconds=0.5, num_attempts=3, first_wait_seconds=0.01, longest_wait_seconds=0.02
+    stall_seconds=5.0, num_attempts=3, first_wait_seconds=0.01, longest_wait_seconds=0.02
 )
 FETCH = """
 import sys
