@@ -18,7 +18,13 @@ BLOCK_QUERIES = 128
 
 
 def causal_attention(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None = None, *, in_blocks: bool = False
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None = None,
+    *,
+    texts: Tensor | None = None,
+    in_blocks: bool = False,
 ) -> Tensor:
     """Attend to the past: softmax(q k^T / sqrt(E)) v under the causal mask.
 
@@ -27,16 +33,20 @@ def causal_attention(
         k: (B, K, T, E); H is a multiple of K, and each K head serves H/K query heads.
         v: (B, K, T, E).
         window: how many earlier tokens each token sees besides itself; None for all.
+        texts: (B, T), the number of the text that each token is of: it sees only that one. None
+            for rows that are seen whole.
         in_blocks: on a CPU, go through plain products, as `blocks_are_faster` says.
 
     Returns:
         (B, H, T, E).
     """
     if in_blocks and q.device.type == "cpu":
-        return blocked_attention(q, k, v, window)
-    gqa = q.size(1) != k.size(1)
-    if window is not None and window < q.size(2) - 1:
-        mask = causal_mask(0, q.size(2), q.size(2), window, q.device)
+        return blocked_attention(q, k, v, window, texts)
+    gqa, T = q.size(1) != k.size(1), q.size(2)
+    if texts is not None or (window is not None and window < T - 1):
+        mask = causal_mask(0, T, T, window, q.device)
+        if texts is not None:
+            mask = mask & same_text(texts, 0, T, T)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=gqa)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
 
@@ -70,7 +80,14 @@ def causal_mask(
     return allowed if window is None else allowed & (query - key <= window)
 
 
-def blocked_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
+def same_text(texts: Tensor, start: int, end: int, num_keys: int) -> Tensor:
+    """Give the mask of tokens of one text, (B, 1, end - start, num_keys) bool."""
+    return texts[:, None, start:end, None] == texts[:, None, None, :num_keys]
+
+
+def blocked_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None = None, texts: Tensor | None = None
+) -> Tensor:
     """Do what `causal_attention` does, by plain products over blocks of queries."""
     T, E = q.size(2), q.size(3)
     if q.size(1) != k.size(1):
@@ -81,6 +98,8 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None
         end = min(start + BLOCK_QUERIES, T)
         scores = (q[:, :, start:end] @ k[:, :, :end].transpose(-2, -1)).float() / math.sqrt(E)
         allowed = causal_mask(start, end, end, window, q.device)
+        if texts is not None:
+            allowed = allowed & same_text(texts, start, end, end)
         weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)  # (B, H, block, end)
         blocks.append(weights.to(v.dtype) @ v[:, :, :end])  # (B, H, block, E)
     return torch.cat(blocks, dim=2)

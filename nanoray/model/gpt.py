@@ -145,11 +145,13 @@ class Attention(nn.Module):
         self.value = Linear(D, config.num_kv_heads * E)
         self.output = Linear(D, D)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Attend: (B, T, D) -> (B, T, D)."""
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, texts: Tensor | None) -> Tensor:
+        """Attend: (B, T, D) -> (B, T, D), within each text of a row if given."""
         q, k, v = self.project(x, cos, sin)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H or K, T, E)
-        mixed = causal_attention(q, k, v, self.window, in_blocks=self.in_blocks)  # (B, H, T, E)
+        mixed = causal_attention(
+            q, k, v, self.window, texts=texts, in_blocks=self.in_blocks
+        )  # (B, H, T, E)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def forward_cached(
@@ -193,9 +195,9 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.norm_eps = config.norm_eps
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, texts: Tensor | None) -> Tensor:
         """Add what this layer computes: (B, T, D) -> (B, T, D)."""
-        x = x + self.attention(norm(x, self.norm_eps), cos, sin)
+        x = x + self.attention(norm(x, self.norm_eps), cos, sin, texts)
         return x + self.mlp(norm(x, self.norm_eps))
 
     def forward_cached(
@@ -206,12 +208,14 @@ class Block(nn.Module):
         return x + self.mlp(norm(x, self.norm_eps))
 
 
-RunBlock = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+RunBlock = Callable[[nn.Module, Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
-def run_block(block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def run_block(
+    block: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, texts: Tensor | None
+) -> Tensor:
     """Call a layer; compiled, this one function serves every layer."""
-    computed: Tensor = block(x, cos, sin)
+    computed: Tensor = block(x, cos, sin, texts)
     return computed
 
 
@@ -276,15 +280,18 @@ class GPT(nn.Module):
         """Compute the normed residual stream after the last layer: (B, T) ids -> (B, T, D)."""
         return self.layers(ids, run_block)
 
-    def layers(self, ids: Tensor, run: RunBlock) -> Tensor:
-        """Do what `hidden` does, each layer by `run`."""
+    def layers(self, ids: Tensor, run: RunBlock, texts: Tensor | None = None) -> Tensor:
+        """Do what `hidden` does, each layer by `run`; within each text of a row if given."""
         embedded = self.embedding(ids)
         T = embedded.size(1)
         assert self.cos.size(0) >= T, f"{T} tokens, and rotary angles reach {self.cos.size(0)}"
         cos, sin = self.cos[:T].to(self.compute_dtype), self.sin[:T].to(self.compute_dtype)
+        if texts is not None:
+            positions = positions_within(texts)
+            cos, sin = cos[positions], sin[positions]  # (B, T, 1, E/2)
         x = norm(embedded.to(self.compute_dtype), self.config.norm_eps)  # (B, T, D)
         for block in self.blocks:
-            x = run(block, x, cos, sin)
+            x = run(block, x, cos, sin, texts)
         return norm(x, self.config.norm_eps)
 
     def hidden_cached(self, ids: Tensor, cache: KVCache, layout: CacheLayout) -> Tensor:
@@ -304,10 +311,24 @@ class GPT(nn.Module):
         """Unembed: (..., D) -> (..., V) fp32, soft-capped."""
         return soft_cap(self.unembedding(hidden), self.config.soft_cap)[0]
 
-    def loss_sum(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Sum the losses in nats of all targets, () fp32, for `backward`; both arguments (B, T)."""
+    def loss_sum(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        texts: Tensor | None = None,
+        factors: Tensor | None = None,
+    ) -> Tensor:
+        """Sum the losses in nats of all targets, () fp32, for `backward`.
+
+        Args:
+            inputs: (B, T) ids.
+            targets: (B, T) ids, or IGNORE_INDEX where there is no loss.
+            texts: (B, T), as in `causal_attention`.
+            factors: (B, T) fp32, what each target's loss is multiplied by; by default 1.
+        """
         with fastest_kernels(inputs.device):
-            hidden = self.layers(inputs, self._run_block).flatten(0, 1)  # (B*T, D)
+            hidden = self.layers(inputs, self._run_block, texts).flatten(0, 1)  # (B*T, D)
         fused: Callable[..., Tensor] = FusedCrossEntropy.apply
         return fused(
             hidden,
@@ -315,13 +336,16 @@ class GPT(nn.Module):
             targets.flatten(),
             self.config.soft_cap,
             self._logits_grad,
+            None if factors is None else factors.flatten(),
         )
 
     @torch.no_grad()
-    def token_losses(self, inputs: Tensor, targets: Tensor) -> Tensor:
+    def token_losses(
+        self, inputs: Tensor, targets: Tensor, *, texts: Tensor | None = None
+    ) -> Tensor:
         """Give each target's loss in nats, (B, T) fp32; 0 where the target is IGNORE_INDEX."""
         with fastest_kernels(inputs.device):
-            hidden = self.layers(inputs, self._run_block).flatten(0, 1)  # (B*T, D)
+            hidden = self.layers(inputs, self._run_block, texts).flatten(0, 1)  # (B*T, D)
         chunk = chunk_tokens(self.unembedding.weight, hidden)
         losses = []
         for part, wanted in zip(hidden.split(chunk), targets.flatten().split(chunk), strict=True):
@@ -337,9 +361,21 @@ def norm(x: Tensor, eps: float) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (j, j + E/2) of x, (B, T, H, E), by their positions' angles, (T, 1, E/2)."""
+    """Rotate the pairs (j, j + E/2) of x, (B, T, H, E), by the angles, (T or B, T, 1, E/2)."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+def positions_within(texts: Tensor) -> Tensor:
+    """Count each token's position from the beginning of its text: (B, T) -> (B, T).
+
+    Angles are kept in bf16, so a text has other ones elsewhere in a row; counted so, it is computed
+    as if it were alone.
+    """
+    index = torch.arange(texts.size(1), device=texts.device).expand_as(texts)
+    begins = torch.ones_like(texts, dtype=torch.bool)
+    begins[:, 1:] = texts[:, 1:] != texts[:, :-1]
+    return index - torch.where(begins, index, 0).cummax(dim=1).values
 
 
 def rotary_angles(config: GPTConfig) -> tuple[Tensor, Tensor]:

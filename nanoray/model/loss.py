@@ -70,11 +70,19 @@ def logits_grad(logits: Tensor, weight: Tensor, cap: SoftCap) -> tuple[Tensor, T
 
 
 def nats_and_grad(
-    logits: Tensor, targets: Tensor, cap: SoftCap, compute: LogitsGrad
+    logits: Tensor,
+    targets: Tensor,
+    cap: SoftCap,
+    compute: LogitsGrad,
+    factors: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Give `token_nats`, (N,), and the gradient of their sum for the logits, (N, V)."""
+    """Give `token_nats`, (N,), and the gradient of their sum for the logits, (N, V).
+
+    With factors, (N,) fp32, both are those of the losses times them.
+    """
     valid = (targets != IGNORE_INDEX)[:, None]
-    log_total, grad = compute(logits, valid.float(), cap)
+    weight = valid.float() if factors is None else factors[:, None] * valid
+    log_total, grad = compute(logits, weight, cap)
     # What concerns the targets alone is done apart: inside, it would keep the compiler from
     # fusing the rest.
     at = targets[:, None].where(valid, 0)
@@ -82,22 +90,23 @@ def nats_and_grad(
     log_probability = capped - log_total
     # The target's own gradient is (p - 1) * (1 - tanh^2), set in fp32: taking 1 away from a
     # rounded p would lose everything when the model is sure.
-    target_grad = torch.expm1(log_probability) * (1 - tanh * tanh) * valid
+    target_grad = torch.expm1(log_probability) * (1 - tanh * tanh) * weight
     grad.scatter_(-1, at, target_grad.to(grad.dtype))
-    return (-log_probability * valid)[:, 0], grad
+    return (-log_probability * weight)[:, 0], grad
 
 
 class FusedCrossEntropy(torch.autograd.Function):
     """Sum of the losses of all tokens, as a function of the hidden states and the unembedding."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913, PLR0917 (autograd functions take positions)
         ctx: torch.autograd.function.FunctionCtx,
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
         cap: SoftCap,
         compute: LogitsGrad,
+        factors: Tensor | None = None,
     ) -> Tensor:
         """Compute the sum () fp32 and keep the gradients for `backward`."""
         weight_cast = weight.to(hidden.dtype)
@@ -107,7 +116,8 @@ class FusedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden), chunk_tokens(weight, hidden)):
             part = slice(start, start + chunk_tokens(weight, hidden))
             logits = hidden[part] @ weight_cast.T
-            losses, grad = nats_and_grad(logits, targets[part], cap, compute)
+            parted = None if factors is None else factors[part]
+            losses, grad = nats_and_grad(logits, targets[part], cap, compute, parted)
             loss_sum += losses.sum()
             torch.mm(grad, weight_cast, out=grad_hidden[part])
             grad_weight += grad.T @ hidden[part]
@@ -120,7 +130,7 @@ class FusedCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Scale the gradients that `forward` computed."""
         grad_hidden, grad_weight = ctx.saved_tensors  # type: ignore[attr-defined]
-        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None, None
+        return grad_hidden * grad_loss, grad_weight * grad_loss, None, None, None, None
 
 
 def chunk_tokens(weight: Tensor, hidden: Tensor) -> int:

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -132,3 +133,21 @@ def test_a_mask_of_later_queries_is_the_lower_part_of_the_whole_mask() -> None:
 
     assert torch.equal(part, whole[4:8, :8])
     assert whole.sum(-1).tolist() == [1, 2, 3, 4, 4, 4, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("in_blocks", [False, True])
+@pytest.mark.parametrize("window", [None, 40])
+def test_texts_in_one_row_do_not_see_each_other(in_blocks: bool, window: int | None) -> None:
+    q, k, v = random_qkv(260)
+    borders = [0, 3, 128, 259, 260]
+    texts = torch.zeros(2, 260, dtype=torch.long)
+    for number, start in enumerate(borders[:-1]):
+        texts[:, start:] = number
+
+    mixed = causal_attention(q, k, v, window, texts=texts, in_blocks=in_blocks)
+
+    alone = [
+        naive_attention(q[:, :, a:b], k[:, :, a:b], v[:, :, a:b], window)
+        for a, b in itertools.pairwise(borders)
+    ]
+    torch.testing.assert_close(mixed.double(), torch.cat(alone, dim=2), atol=2e-6, rtol=0.0)

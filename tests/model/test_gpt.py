@@ -332,3 +332,15 @@ def test_compiled_gradients_are_the_same_each_time_on_several_threads() -> None:
         for result in results[1:]
         for grad, first in zip(result, results[0], strict=True)
     )
+
+
+def test_texts_of_a_row_have_the_losses_that_each_has_alone() -> None:
+    model = tiny_gpt().double()
+    model.compute_dtype = torch.float64
+    ids = torch.randint(512, (1, 41), generator=torch.Generator().manual_seed(3))
+    texts = torch.tensor([[0] * 13 + [1] * 27])
+
+    together = model.token_losses(ids[:, :-1], ids[:, 1:], texts=texts)
+
+    second = model.token_losses(ids[:, 13:-1], ids[:, 14:])
+    torch.testing.assert_close(together[:, 13:], second, atol=1e-12, rtol=0.0)

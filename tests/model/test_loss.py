@@ -224,3 +224,31 @@ def test_chunks_on_a_cpu_have_a_fixed_number_of_tokens() -> None:
     count = chunk_tokens(torch.empty(V, D), torch.empty(10_000, D))
 
     assert count == CPU_CHUNK_TOKENS
+
+
+def test_factors_multiply_the_loss_of_each_token_and_its_gradient() -> None:
+    N = CPU_CHUNK_TOKENS + 5
+    hidden, weight, targets = random_case(N)
+    factors = torch.randn(N, generator=torch.Generator().manual_seed(1))  # of either sign, as in RL
+    h, w = hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+    nats = F.cross_entropy(
+        15 * torch.tanh(h @ w.T / 15), targets, ignore_index=IGNORE_INDEX, reduction="none"
+    )
+    expected = (nats * factors.double()).sum()
+    expected_grads = torch.autograd.grad(expected, (h, w))
+
+    loss = fused(hidden, weight, targets, CAP, logits_grad, factors)
+    grads = torch.autograd.grad(loss, (hidden, weight))
+
+    torch.testing.assert_close(loss.double(), expected.detach(), atol=2e-3, rtol=1e-6)
+    for grad, wanted in zip(grads, expected_grads, strict=True):
+        assert_close(grad, wanted, relative=1e-5)
+
+
+def test_a_factor_of_zero_teaches_nothing() -> None:
+    hidden, weight, targets = random_case(9)
+
+    fused(hidden, weight, targets, CAP, logits_grad, torch.zeros(9)).backward()
+
+    assert hidden.grad is not None
+    assert not hidden.grad.any()
