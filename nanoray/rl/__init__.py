@@ -1,0 +1,1 @@
+"""Reinforcement learning: answers drawn from the model, graded, and kept as trajectories."""
