@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub import snapshot_download
@@ -37,18 +38,40 @@ def read_split(
         InputError: the folder does not exist.
         DataError: the split cannot be had, lacks a column, or has no rows.
     """
+    table, order = read_table(dataset, config, split, hub_dir, columns=columns)
+    rows = table.to_pylist()
+    return [rows[index] for index in order]
+
+
+def read_table(
+    dataset: str, config: str, split: str, hub_dir: str | None, *, columns: Sequence[str]
+) -> tuple[pa.Table, npt.NDArray[np.int64]]:
+    """Read what `read_split` reads as a table, for a split too large for Python objects.
+
+    Gives the rows as they are stored, and their order: row i of the split is row `order[i]`.
+
+    Raises:
+        InputError: the folder does not exist.
+        DataError: the split cannot be had, lacks a column, or has no rows.
+    """
     if hub_dir is None:
         files = fetch_split(dataset, config, split)
     else:
         files = [find_split(dataset, config, split, hub_dir)]
-    rows = [row for file in files for row in read_columns(file, columns)]
-    if not rows:
+    tables = [read_columns(file, columns) for file in files]
+    try:
+        table = pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(
+            f"The files of {dataset} ({config}, {split}) do not have the same columns ({error}). "
+            "Give a --hub-dir with one file in their place."
+        ) from error
+    if not table.num_rows:
         raise DataError(
             f"{files[0]} has no rows. Give a --hub-dir in which {dataset} {config} {split} is "
             "filled, or none, to read it from the Hugging Face hub."
         )
-    order = np.random.default_rng(SHUFFLE_SEED).permutation(len(rows))
-    return [rows[index] for index in order]
+    return table, np.random.default_rng(SHUFFLE_SEED).permutation(table.num_rows)
 
 
 def find_split(dataset: str, config: str, split: str, hub_dir: str) -> Path:
@@ -104,7 +127,7 @@ def fetch_split(dataset: str, config: str, split: str) -> list[Path]:
     return files
 
 
-def read_columns(file: str | os.PathLike[str], columns: Sequence[str]) -> list[Row]:
+def read_columns(file: str | os.PathLike[str], columns: Sequence[str]) -> pa.Table:
     """Read some columns of one parquet file.
 
     Raises:
@@ -117,7 +140,7 @@ def read_columns(file: str | os.PathLike[str], columns: Sequence[str]) -> list[R
             missing = [name for name in columns if name not in names]
             # Must be looked for, because pyarrow leaves out what is not there.
             if not missing:
-                return list(parquet.read(columns=list(columns)).to_pylist())
+                return parquet.read(columns=list(columns))
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{file} cannot be read as parquet ({error}). Replace it, or give another --hub-dir."

@@ -2,10 +2,14 @@
 
 import re
 import zlib
+from collections import Counter
 from pathlib import Path
+
+import pyarrow.parquet as pq
 
 from nanoray.config import InputError
 from nanoray.data.cached_file import PLAIN_TEXT, fetch_once
+from nanoray.data.datasets import EMBEDDED
 
 WORDS_URL = "https://raw.githubusercontent.com/dwyl/english-words/master/words_alpha.txt"
 """370,000 words, one a line; in the public domain."""
@@ -15,22 +19,51 @@ TEST_ONE_IN = 10
 
 WORD = re.compile("[a-z]+")
 
-OTHER_WAY = "Give --words FILE, with one lower-case word a line."
+WORD_IN_TEXT = re.compile(r"(?<![\w'\u2019])[a-z]{3,15}(?![\w'\u2019])")
+"""In lower case, so that names are left out, and no piece of a contraction such as don't."""
+LEAST_OCCURRENCES = 3
+"""What stands in the embedded texts less often is as often a slip as a word."""
+
+EMBEDDED_WORDS = "embedded"
+"""The path that stands for the words of the texts that come with nanoray."""
+
+OTHER_WAY = (
+    "Give --words FILE, with one lower-case word a line, or --words embedded, for the words of "
+    "the texts that come with nanoray."
+)
 
 
 def load_words(path: str | None = None) -> list[str]:
     """Read a list of words, in its order; without a path, the public one, which is fetched once.
 
+    The path "embedded" stands for `embedded_words`, which needs no network.
+
     Raises:
         InputError: the file cannot be read, or is no list of words.
         DataError: the public list cannot be fetched.
     """
+    if path == EMBEDDED_WORDS:
+        return embedded_words()
     file = fetch_once(WORDS_URL, PLAIN_TEXT, OTHER_WAY) if path is None else path
     try:
         text = Path(file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"The words in {file} cannot be read ({error}). {OTHER_WAY}") from error
     return parse_words(text, file)
+
+
+def embedded_words() -> list[str]:
+    """Gather the words of the texts that come with nanoray, sorted."""
+    counts = Counter[str]()
+    for text in embedded_texts():
+        counts.update(WORD_IN_TEXT.findall(text))
+    return sorted(word for word, count in counts.items() if count >= LEAST_OCCURRENCES)
+
+
+def embedded_texts() -> list[str]:
+    """Read the documents that come with nanoray, in the order of their shards."""
+    files = sorted(Path(EMBEDDED).glob("*.parquet"))
+    return [str(text) for file in files for text in pq.read_table(file)["text"].to_pylist()]
 
 
 def parse_words(text: str, source: str) -> list[str]:

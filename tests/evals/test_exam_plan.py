@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from evals import CHAT_TASKS
 from evals.exam_plan import ExamConfig, plan_exams
 from nanoray.config import DataError, InputError
 from nanoray.inference.sandbox import strongest_level
@@ -39,6 +40,25 @@ def test_tasks_of_conversations_need_no_bundle() -> None:
     assert [(exam.name, len(exam)) for exam in plan.exams] == [("ARC-Easy", 7), ("HumanEval", 7)]
     assert plan.available == {"ARC-Easy": 2376, "HumanEval": 164}
     assert [exam.sandbox for exam in plan.exams] == [None, strongest_level()]
+
+
+def test_chat_is_the_six_tasks_of_chatcore() -> None:
+    plan = plan_exams(
+        ExamConfig(tasks="chat", hub_dir=local_hub(), words="embedded", max_per_task=3)
+    )
+
+    assert plan.names == list(CHAT_TASKS) == list(plan.suites["chat"])
+
+
+def test_our_own_tasks_can_be_named_beside_chat(tmp_path: Path) -> None:
+    (tmp_path / "me.txt").write_text("name: Rob\nmaker: Ann")
+
+    plan = plan_exams(
+        ExamConfig(tasks="facts,identity", identity_file=str(tmp_path / "me.txt"), max_per_task=3)
+    )
+
+    assert plan.names == ["Identity", "Facts"]
+    assert plan.available["Identity"] == 256
 
 
 def test_an_unknown_task_is_named(bundle: Path) -> None:

@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evals.hub import read_split
+from evals.hub import read_split, read_table
 from nanoray.config import DataError, InputError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "an_org/a_set"
 READ = f"""
 import json, sys
-from evals.hub import read_split
+from evals.hub import read_split, read_table
 from nanoray.config import InputError
 try:
     print(json.dumps(read_split({REPO!r}, "main", sys.argv[1], None, columns=["number"])))
@@ -195,3 +195,12 @@ def test_a_file_that_is_not_parquet_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=f"{file} cannot be read as parquet"):
         read_split(REPO, "main", "test", str(tmp_path), columns=["number"])
+
+
+def test_a_table_and_its_order_are_the_rows(tmp_path: Path) -> None:
+    write_split(tmp_path, list(range(10)))
+
+    table, order = read_table(REPO, "main", "test", str(tmp_path), columns=["number"])
+
+    assert table["number"].to_pylist() == list(range(10))
+    assert order.tolist() == SHUFFLED

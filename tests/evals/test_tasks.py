@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from evals import TASKS, TaskSettings
+from evals import CHAT_TASKS, TASKS, TaskSettings
 from nanoray.config import InputError
 from tests.evals.local_hub import local_hub, local_words
 
@@ -21,10 +21,26 @@ FACTS = {
 def test_tasks_have_the_names_baselines_and_sizes_that_nanochat_publishes() -> None:
     settings = TaskSettings(hub_dir=local_hub(), words=local_words())
 
-    made = {name: make(settings) for name, make in TASKS.items()}
+    made = {name: make(settings) for name, make in TASKS.items() if name in FACTS}
 
     facts = {name: (task.name, task.baseline, len(task)) for name, task in made.items()}
     assert list(facts.items()) == list(FACTS.items())
+
+
+def test_the_six_tasks_of_chatcore_come_first_and_then_our_own() -> None:
+    names = list(TASKS)
+
+    assert names[:6] == list(FACTS) == [name.lower() for name in CHAT_TASKS]
+    assert names[6:] == ["identity", "arithmetic", "facts"]
+
+
+@pytest.mark.parametrize("name", ["identity", "arithmetic", "facts"])
+def test_our_own_tasks_need_no_data(name: str) -> None:
+    task = TASKS[name](TaskSettings())
+
+    assert task.name.lower() == name
+    assert 200 < len(task) <= 256
+    assert task.baseline == 0.0
 
 
 @pytest.mark.parametrize("name", [name for name in FACTS if name != "spellingbee"])
@@ -38,3 +54,10 @@ def test_the_list_of_words_is_the_one_that_is_given(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match=r"words\.txt has no words"):
         TASKS["spellingbee"](TaskSettings(words=str(tmp_path / "words.txt")))
+
+
+def test_the_identity_is_the_one_that_is_given(tmp_path: Path) -> None:
+    (tmp_path / "me.txt").write_text("name: Rob")
+
+    with pytest.raises(InputError, match=r"me\.txt does not say the maker"):
+        TASKS["identity"](TaskSettings(identity_file=str(tmp_path / "me.txt")))

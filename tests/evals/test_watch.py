@@ -153,4 +153,4 @@ def test_results_have_the_names_of_metrics() -> None:
         "eval/core_high",
     }
     assert headline(20, whole).startswith("step 20: CORE 0.3333 (")
-    assert headline(20, half) == "step 20: 1 tasks"
+    assert headline(20, half) == "step 20: one 0.7500"

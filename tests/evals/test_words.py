@@ -1,3 +1,4 @@
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from evals import words
-from evals.words import is_test_word, load_words, parse_words
+from evals.words import OTHER_WAY, is_test_word, load_words, parse_words
 from nanoray.config import DataError, InputError
 from tests.evals.local_hub import local_words
 
@@ -112,4 +113,30 @@ def test_a_list_that_cannot_be_fetched_is_asked_of_the_user(
         with pytest.raises(DataError, match=reason) as caught:
             load_words()
 
-    assert str(caught.value).endswith("Give --words FILE, with one lower-case word a line.")
+    assert str(caught.value).endswith(OTHER_WAY)
+
+
+def test_the_embedded_texts_give_words_without_a_network(cache: Path) -> None:
+    loaded = load_words("embedded")
+
+    assert loaded == sorted(set(loaded))
+    assert all(re.fullmatch("[a-z]{3,15}", word) for word in loaded)
+    assert len(loaded) == 17_389
+    assert sum(map(is_test_word, loaded)) / len(loaded) == pytest.approx(0.1, abs=0.01)
+    assert not list(cache.iterdir())
+
+
+def test_embedded_words_are_no_names_and_no_pieces_of_contractions() -> None:
+    loaded = set(load_words("embedded"))
+
+    assert {"letter", "marriage", "economy", "abandon"} <= loaded
+    assert loaded.isdisjoint({"elizabeth", "albania", "don", "didn", "doesn"})
+
+
+def test_nearly_all_embedded_words_are_of_the_public_list() -> None:
+    public = set(load_words(local_words()))
+
+    loaded = load_words("embedded")
+
+    # The rest are foreign words and compounds that dictionaries write with a hyphen.
+    assert sum(word in public for word in loaded) / len(loaded) > 0.97
