@@ -4,8 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from evals.arc import ARC
+from evals.arithmetic import Arithmetic
+from evals.facts import Facts
 from evals.gsm8k import GSM8K
 from evals.humaneval import HumanEval
+from evals.identity import Identity
 from evals.mmlu import MMLU
 from evals.spelling import SpellingBee
 from evals.words import load_words
@@ -20,7 +23,9 @@ class TaskSettings:
     hub_dir: str | None = None
     """Folder that stands for the Hugging Face hub; see `evals.hub`."""
     words: str | None = None
-    """File with a list of words; by default the public one."""
+    """File with a list of words, or "embedded"; by default the public one."""
+    identity_file: str | None = None
+    """File that says who the model is; by default the text that comes with nanoray."""
     sandbox: LevelChoice = "auto"
     """Level of the sandbox of HumanEval."""
 
@@ -32,9 +37,12 @@ TASKS: dict[str, Callable[[TaskSettings], Task]] = {
     "gsm8k": lambda settings: GSM8K("test", settings.hub_dir),
     "humaneval": lambda settings: HumanEval(settings.hub_dir, sandbox=settings.sandbox),
     "spellingbee": lambda settings: SpellingBee(load_words(settings.words), "test"),
+    "identity": lambda settings: Identity("test", settings.identity_file, size=256),
+    "arithmetic": lambda _: Arithmetic("test"),
+    "facts": lambda _: Facts("test"),
 }
-"""The six tasks of ChatCORE by their names on the command line, in the order in which nanochat
-evaluates them. Each reads its data when it is made."""
+"""The tasks by their names on the command line: the six of ChatCORE in the order in which nanochat
+evaluates them, and then our own. Each reads its data when it is made."""
 
 CHAT_TASKS = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval", "SpellingBee")
-"""Their names in tables."""
+"""The names of ChatCORE's tasks in tables; in lower case those on the command line."""

@@ -9,9 +9,11 @@ from evals.bundle import Bundle, CoreTask, open_bundle
 from evals.core import FEW_SHOT_SEED, SHUFFLE_SEED, CoreExam
 from evals.exam import Exam, exam_of
 from evals.hub import SHUFFLE_SEED as HUB_SEED
+from evals.words import EMBEDDED_WORDS
 from nanoray.cluster import connection
 from nanoray.config import DataError, InputError, require_positive
 from nanoray.inference.sandbox import LevelChoice
+from nanoray.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,9 @@ class ExamConfig:
     hub_dir: str | None = None
     """Folder that stands for the Hugging Face hub: ORG/NAME/CONFIG/SPLIT.parquet."""
     words: str | None = None
-    """List of words for spelling; by default the public one is fetched."""
+    """List of words for spelling, or embedded; by default the public one is fetched."""
+    identity_file: str | None = None
+    """Text that says who the model is, for the task identity; by default the one of nanoray."""
     max_per_task: int | None = None
     """Ask so many questions of each task at most: a sample, and called so."""
     skip_missing: bool = False
@@ -85,11 +89,7 @@ def plan_exams(config: ExamConfig) -> ExamPlan:
             )
         exams += [exam] if exam else []
         available[task.label] = total
-    settings = TaskSettings(
-        hub_dir=located(config.hub_dir), words=located(config.words), sandbox=config.sandbox
-    )
-    chat = [make(settings) for name, make in TASKS.items() if wanted & {"chat", name}]
-    for written in chat:
+    for written in written_tasks(config, wanted):
         exams.append(exam_of(written, config.max_per_task))
         available[written.name] = len(written)
     if not exams:
@@ -103,6 +103,19 @@ def plan_exams(config: ExamConfig) -> ExamPlan:
             "seeds": {"core": SHUFFLE_SEED, "few_shot": FEW_SHOT_SEED, "hub": HUB_SEED},
         },
     )
+
+
+def written_tasks(config: ExamConfig, wanted: set[str]) -> list[Task]:
+    """Make the tasks of conversations that are wanted: all of ChatCORE for "chat"."""
+    if "chat" in wanted:
+        wanted = wanted | {name.lower() for name in CHAT_TASKS}
+    settings = TaskSettings(
+        hub_dir=located(config.hub_dir),
+        words=config.words if config.words == EMBEDDED_WORDS else located(config.words),
+        identity_file=located(config.identity_file),
+        sandbox=config.sandbox,
+    )
+    return [make(settings) for name, make in TASKS.items() if name in wanted]
 
 
 def core_exam(

@@ -23,43 +23,45 @@ from evals.saved_results import read_reports
 from nanoray.cluster import connection
 from nanoray.config import InputError, to_json
 from nanoray.metrics import add_to_steps, read_metrics, start_wandb
+from nanoray.stages.finetune_config import FinetuneConfig
 from nanoray.stages.pretrain_config import PretrainConfig
-from nanoray.stages.pretrain_worker import PretrainJob
+from nanoray.stages.training_job import TrainingJob
 from nanoray.storage import with_patience
 from nanoray.train.checkpoint_files import committed_steps
 from nanoray.train.checkpoint_name import SavedModel
 
 logger = logging.getLogger(__name__)
 
+MEANS = {"core": "CORE", "chat": "ChatCORE"}
 LOOK_SECONDS = 5.0
 PAUSES_SECONDS = (5.0, 60.0, 600.0)
 """Before a step is tried again; what also fails then is left out."""
 LOWEST_PRIORITY = 19
 
 
-class CoreEvaluations:
-    """Evaluates CORE of each checkpoint whose step is a multiple of `core_every`."""
+class CheckpointEvaluations:
+    """Evaluates the checkpoints whose steps a stage asks for."""
 
     plan: ExamPlan
 
-    def check(self, config: PretrainConfig) -> None:
+    def check(self, config: PretrainConfig | FinetuneConfig) -> None:
         """Read the questions.
 
         Raises:
-            InputError: the bundle is not there.
+            InputError: they are not there.
         """
-        if config.core_every is not None:
-            most = config.core_max_per_task
-            self.plan = plan_exams(ExamConfig(eval_bundle=config.eval_bundle, max_per_task=most))
+        exams = exams_during(config)
+        if exams is not None:
+            self.plan = plan_exams(exams)
 
     @contextlib.contextmanager
-    def watch(self, job: PretrainJob) -> Iterator[None]:
+    def watch(self, job: TrainingJob) -> Iterator[None]:
         """Evaluate what is saved while the context is open.
 
         Where it is closed well, the rest is evaluated too, and all results are added to their steps
         in metrics.jsonl. Where it fails, the rest is left to the next start of the run.
         """
-        if job.config.core_every is None:
+        if job.recipe.evaluate_every is None:
             yield
             return
         watch = CheckpointWatch(job, self.plan)
@@ -76,10 +78,27 @@ class CoreEvaluations:
         with_patience(lambda: record(job, self.plan), patience, place)
 
 
+def exams_during(config: PretrainConfig | FinetuneConfig) -> ExamConfig | None:
+    """Say what is asked of the checkpoints of a stage; None for nothing."""
+    if isinstance(config, PretrainConfig):
+        most = config.core_max_per_task
+        asked = ExamConfig(eval_bundle=config.eval_bundle, max_per_task=most)
+        return None if config.core_every is None else asked
+    asked = ExamConfig(
+        tasks=config.eval_tasks,
+        eval_bundle=config.eval_bundle,
+        hub_dir=config.hub_dir,
+        words=config.words,
+        identity_file=config.identity_file,
+        max_per_task=config.eval_max_per_task,
+    )
+    return None if config.eval_every is None else asked
+
+
 class CheckpointWatch:
     """The thread that looks for new checkpoints and has them evaluated."""
 
-    def __init__(self, job: PretrainJob, plan: ExamPlan) -> None:
+    def __init__(self, job: TrainingJob, plan: ExamPlan) -> None:
         self.job, self.plan = job, plan
         self.training_ended, self.is_over = threading.Event(), threading.Event()
         self.failures: dict[int, int] = {}
@@ -101,7 +120,7 @@ class CheckpointWatch:
 
     def waiting(self) -> list[int]:
         """List the saved steps that are to be evaluated; the last one of a run is one of them."""
-        folder, every = self.job.folder, self.job.config.core_every
+        folder, every = self.job.folder, self.job.recipe.evaluate_every
         assert every is not None, "the config asks for evaluations"
         due = [
             step
@@ -190,14 +209,17 @@ class CheckpointWatch:
 
 def headline(step: int, report: EvalReport) -> str:
     """Say in one line what came out."""
-    mean = report.mean("core")
-    if mean is None:
-        return f"step {step}: {len(report.tasks)} tasks"
-    low, high = mean.interval
-    return f"step {step}: CORE {mean.value:.4f} ({low:.4f} - {high:.4f})"
+    told = []
+    for group, name in MEANS.items():
+        mean = report.mean(group)
+        if mean is not None:
+            low, high = mean.interval
+            told.append(f"{name} {mean.value:.4f} ({low:.4f} - {high:.4f})")
+    told = told or [f"{task.name} {task.accuracy:.4f}" for task in report.tasks]
+    return f"step {step}: {', '.join(told)}"
 
 
-def record(job: PretrainJob, plan: ExamPlan) -> None:
+def record(job: TrainingJob, plan: ExamPlan) -> None:
     """Add results to metrics.jsonl, at their steps, and what is new of them to wandb too.
 
     Only those count that were measured as this run asks for, of the weights that are there.
@@ -211,9 +233,10 @@ def record(job: PretrainJob, plan: ExamPlan) -> None:
         if report.step is not None
         and report.weights == weights.get(report.step, report.weights)
         and plan.settings.items() <= report.settings.items()
-        and report.mean("core") is not None
+        and {task.name for task in report.tasks} >= set(plan.names)
     }
-    before = {r["step"] for r in read_metrics(folder.fs, path) if "eval/core" in r}
+    own = f"eval/{plan.names[0]}"
+    before = {r["step"] for r in read_metrics(folder.fs, path) if own in r}
     add_to_steps(folder.fs, path, values)
     fresh = {step: found for step, found in values.items() if step not in before}
     if job.config.wandb_project and fresh:
@@ -226,8 +249,10 @@ def record(job: PretrainJob, plan: ExamPlan) -> None:
 def metrics_of(report: EvalReport) -> dict[str, Any]:  # Any: JSON
     """Give the results of a report under the names of metrics."""
     found: dict[str, Any] = {f"eval/{task.name}": task.accuracy for task in report.tasks}
-    mean = report.mean("core")
-    if mean is not None:
-        low, high = mean.interval
-        found |= {"eval/core": mean.value, "eval/core_low": low, "eval/core_high": high}
+    for group, name in MEANS.items():
+        mean = report.mean(group)
+        if mean is not None:
+            low, high = mean.interval
+            own = f"eval/{name.lower()}"
+            found |= {own: mean.value, f"{own}_low": low, f"{own}_high": high}
     return found

@@ -7,10 +7,10 @@
 The same command goes on where an earlier start of the run stopped.
 """
 
-from evals.watch import CoreEvaluations
+from evals.watch import CheckpointEvaluations
 from nanoray.config import run_job
 from nanoray.stages.pretrain import pretrain
 from nanoray.stages.pretrain_config import PretrainConfig
 
 if __name__ == "__main__":
-    run_job(PretrainConfig, lambda config: pretrain(config, CoreEvaluations()))
+    run_job(PretrainConfig, lambda config: pretrain(config, CheckpointEvaluations()))

@@ -6,13 +6,16 @@ or *execution* (how the same result is computed: free to change between two star
 
 import dataclasses
 import logging
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 FORMAT_VERSION = 1
 """Written into every JSON file of a run, so that a later nanoray knows what it reads."""
+
+DTYPE_NAMES = ("float32", "bfloat16")
 
 
 class InputError(Exception):
@@ -73,6 +76,30 @@ class RunConfig:
     """How many of the newest checkpoints are kept."""
     keep_every: int | None = None
     """Keep, besides the newest, each checkpoint whose step is a multiple of this."""
+    num_steps: int | None = identity()
+    """Length of the stage in steps; by default something else decides it."""
+    device_batch_size: int | None = None
+    """Rows per forward pass of a worker; by default what 80 GB hold at this depth, 8 on CPUs."""
+    seed: int = identity(42)
+    """Decides the initial weights, the order of the data, and what is drawn."""
+    dtype: str | None = identity()
+    """Precision of the computation; by default bfloat16 where the hardware has it, else float32."""
+    newton_schulz_dtype: str = identity("bfloat16")
+    """Precision of Muon's orthogonalization."""
+    matrix_lr: float = identity(0.02)
+    """Muon's learning rate, for the matrices of the blocks."""
+    embedding_lr: float = identity(0.2)
+    """AdamW's learning rate for the embedding, at width 768."""
+    unembedding_lr: float = identity(0.004)
+    """AdamW's learning rate for the unembedding, at width 768."""
+    weight_decay: float = identity(0.0)
+    """Decoupled weight decay of embedding and unembedding."""
+    grad_clip: float | None = identity(1.0)
+    """Largest norm of the whole gradient; 0 for no limit."""
+    validate_every: int | None = None
+    """Steps between validations; by default four in a run, and at least one every 250 steps."""
+    eager: bool = False
+    """Do not compile the model with torch.compile."""
     log_every: int = 10
     """Steps between two lines of progress where there is no terminal."""
     wandb_project: str | None = None
@@ -86,8 +113,21 @@ class RunConfig:
         for name in ("max_skipped_steps", "keep_last", "log_every"):
             require_positive(name, getattr(self, name))
         require_positive("hang_seconds", self.hang_seconds, least=5)
-        for name in ("save_every", "keep_every", "threads_per_worker"):
+        for name in (
+            "save_every",
+            "keep_every",
+            "threads_per_worker",
+            "num_steps",
+            "device_batch_size",
+            "validate_every",
+        ):
             require_positive(name, getattr(self, name))
+        for name in ("dtype", "newton_schulz_dtype"):
+            if getattr(self, name) is not None:
+                require_one_of(name, getattr(self, name), DTYPE_NAMES)
+        for name in ("seed", "matrix_lr", "embedding_lr", "unembedding_lr", "weight_decay"):
+            require_between(name, getattr(self, name), math.inf)
+        require_between("grad_clip", self.grad_clip or 0.0, math.inf)
         if self.run is not None and (
             not self.run or set(self.run) & set("/\\@ ") or self.run[0] == "."
         ):
@@ -103,13 +143,26 @@ class RunConfig:
 
 def flag(name: str) -> str:
     """Give the command-line spelling of a field: `max_seq_len` -> `--max-seq-len`."""
-    return "--" + name.replace("_", "-")
+    return "--" + name.rstrip("_").replace("_", "-")
 
 
 def require_positive(name: str, value: float | None, least: int = 1) -> None:
     """Raise an `InputError` that names the flag unless `value` is None or at least `least`."""
     if value is not None and value < least:
         raise InputError(f"{flag(name)} {value} is too small. The least is {least}.")
+
+
+def require_one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise an `InputError` unless the value is one of those allowed."""
+    if value not in allowed:
+        raise InputError(f"{flag(name)} {value} is unknown. Choose {' or '.join(allowed)}.")
+
+
+def require_between(name: str, value: float, most: float) -> None:
+    """Raise an `InputError` unless the value is from 0 to `most`; nan is not."""
+    if not 0 <= value <= most or value == math.inf:
+        allowed = "Give 0 or more." if most == math.inf else f"Give a number from 0 to {most}."
+        raise InputError(f"{flag(name)} {value} does not work. {allowed}")
 
 
 def worker_range(num_workers: str | None) -> tuple[int, int] | None:

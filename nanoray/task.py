@@ -24,14 +24,10 @@ class Grade:
     """Why it is not correct, where that is worth telling."""
 
 
-class Task(Protocol):
-    """A list of examples, and how an answer to one of them is graded."""
+class Lessons(Protocol):
+    """A list of examples to learn from."""
 
     name: str
-    baseline: float
-    """Share of correct answers that guessing gives."""
-    sandbox: str | None
-    """How answers that are programs are isolated when they run; None where none are."""
 
     def __len__(self) -> int:
         """Give the number of examples."""
@@ -40,6 +36,15 @@ class Task(Protocol):
     def example(self, index: int) -> Example:
         """Give one example."""
         ...
+
+
+class Task(Lessons, Protocol):
+    """A list of examples, and how an answer to one of them is graded."""
+
+    baseline: float
+    """Share of correct answers that guessing gives."""
+    sandbox: str | None
+    """How answers that are programs are isolated when they run; None where none are."""
 
     def grade(self, index: int, answer: str) -> Grade:
         """Grade an answer to an example: what the assistant wrote, or its choice."""

@@ -20,6 +20,9 @@ from tests.support import embedded_text, write_parquet
 
 ROOT = Path(__file__).parents[1]
 
+LONGEST_WAIT_SECONDS = 180.0
+"""For a step."""
+
 HOLD_A_CLUSTER = """
 import sys, time, ray
 ray.init(address="local", num_cpus=int(sys.argv[1]), object_store_memory=2**29,
@@ -139,11 +142,11 @@ TINY = (*TINY_SHAPE, "--eager", "--threads-per-worker", 1)
 """Flags of a run whose steps take some milliseconds: 16 rows of 64 tokens, 100,352 weights."""
 
 
-def read_run(storage: Path, run: str) -> dict[str, Any]:
+def read_run(storage: Path, run: str, stage: str = "pretrain") -> dict[str, Any]:
     """Read what must be equal between two runs of the same config."""
-    stage = storage / run / "pretrain"
-    metrics = [json.loads(line) for line in (stage / "metrics.jsonl").read_text().splitlines()]
-    newest = sorted((stage / "checkpoints").glob("step_*"))[-1]
+    folder = storage / run / stage
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    newest = sorted((folder / "checkpoints").glob("step_*"))[-1]
     files = json.loads((newest / "manifest.json").read_text())["files"]
     return {
         "losses": [(m["step"], m["train/loss"], m["train/grad_norm"]) for m in metrics],
@@ -152,27 +155,32 @@ def read_run(storage: Path, run: str) -> dict[str, Any]:
             for m in metrics
             if "validation/bits_per_byte" in m
         ],
-        "ledger": (stage / "ledger.jsonl").read_text(),
+        "ledger": (folder / "ledger.jsonl").read_text(),
         "weights": files["model.safetensors"]["sha256"],
         "optimizer": {n: f["sha256"] for n, f in files.items() if n.startswith("optimizer")},
     }
 
 
-def current_step(storage: Path, run: str) -> int:
+def current_step(storage: Path, run: str, stage: str = "pretrain") -> int:
     """Give the newest step in metrics.jsonl; 0 before there is one."""
-    path = storage / run / "pretrain" / "metrics.jsonl"
+    path = storage / run / stage / "metrics.jsonl"
     # The last line may be on its way to the disk.
     whole = path.read_text().split("\n")[:-1] if path.exists() else []
     return json.loads(whole[-1])["step"] if whole else 0
 
 
 def wait_for_step(
-    process: "subprocess.Popen[str]", storage: Path, run: str, step: int, timeout: float = 180
+    process: "subprocess.Popen[str]",
+    storage: Path,
+    run: str,
+    step: int,
+    *,
+    stage: str = "pretrain",
 ) -> None:
-    """Wait until a run has made a step."""
-    deadline = time.monotonic() + timeout
-    while current_step(storage, run) < step:
-        assert time.monotonic() < deadline, f"step {step} was not reached in {timeout} s"
+    """Wait until a stage of a run has made a step."""
+    deadline = time.monotonic() + LONGEST_WAIT_SECONDS
+    while current_step(storage, run, stage) < step:
+        assert time.monotonic() < deadline, f"step {step} was not reached"
         assert process.poll() is None, f"the job ended early:\n{process.communicate()[0]}"
         time.sleep(0.02)
 

@@ -50,11 +50,13 @@ MAY_IMPORT_RAY = [
     "nanoray/ops/local_cluster.py",
     "nanoray/ops/launch.py",
     "nanoray/ops/launch_arguments.py",
+    "nanoray/rl/rollout_workers.py",
     "nanoray/serve/deployment.py",
     "evals/contamination.py",
     "evals/run.py",
-    "nanoray/stages/pretrain.py",  # asks the pacer, an actor, for its totals
-    "nanoray/stages/pretrain_worker.py",  # reads the stream of its rank
+    "nanoray/data/row_counts.py",
+    "nanoray/stages/stage_driver.py",  # asks the pacer, an actor, for its totals
+    "nanoray/stages/training_job.py",  # reads the stream of its rank
 ]
 
 WITHOUT_RAY = ["nanoray/text", "nanoray/model", "nanoray/train", "nanoray/inference"]

@@ -10,7 +10,7 @@ from botocore.exceptions import EndpointConnectionError
 from nanoray import storage
 from nanoray.config import StorageError
 from nanoray.events import read_events
-from nanoray.stages.pretrain import recorded
+from nanoray.stages.stage_driver import recorded
 from nanoray.storage import RunFolder, with_patience
 
 

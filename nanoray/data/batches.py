@@ -18,14 +18,19 @@ from nanoray.data.blocks import (
     Layout,
     row_digest,
 )
+from nanoray.text.chat import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs and targets, (B, T) int64 each; a target of IGNORE_INDEX has no loss."""
+    """What a forward pass is given; each tensor is (B, T)."""
 
     inputs: Tensor
+    """int64."""
     targets: Tensor
+    """int64; IGNORE_INDEX where there is no loss."""
+    texts: Tensor | None = None
+    """int64: the number of each token's text in its row, where texts do not see each other."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +44,24 @@ class StepRows:
     wait_seconds: float
     """How long the rank waited for them."""
 
-    def microbatches(self, device_batch_size: int, device: torch.device) -> Iterator[Batch]:
-        """Cut the rows into batches of at most `device_batch_size` on the device."""
+    def microbatches(
+        self, device_batch_size: int, device: torch.device, text_start: int | None = None
+    ) -> Iterator[Batch]:
+        """Cut the rows into batches of at most `device_batch_size` on the device.
+
+        With `text_start`, the id with which each text begins, texts of a row are told apart.
+        """
         for part in self.rows.split(device_batch_size):
-            ids = part.to(device, non_blocking=True).long()
-            yield Batch(ids[:, :-1], ids[:, 1:])
+            yield batch_of(part.to(device, non_blocking=True), text_start)
+
+
+def batch_of(rows: Tensor, text_start: int | None) -> Batch:
+    """Shift rows, (B, T+1); those of their tokens that stand there as `~id` are no targets."""
+    ids = torch.where(rows < 0, ~rows, rows).long()
+    targets = torch.where(rows < 0, IGNORE_INDEX, ids)[:, 1:]
+    inputs = ids[:, :-1]
+    texts = None if text_start is None else (inputs == text_start).cumsum(1)
+    return Batch(inputs, targets, texts)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ tokens at T=2048. `flat` is d34's way: one stream, with <|bos|> at the starts of
 """
 
 from bisect import bisect_right, insort
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,21 @@ PACKING_VERSION = 1
 """Part of every data hash: rows are a pure function of the unit, the tokenizer and this."""
 
 PACKINGS = ("bestfit", "flat")
+"""Of raw text; those of conversations are in `data.conversations`."""
+
+
+@dataclass(frozen=True)
+class PackedUnit:
+    """The rows of one unit, and what packing had to leave out."""
+
+    rows: Tokens
+    """(num_rows, T+1) int32; a token that is not to be learned stands there as `~id`."""
+    num_tokens: int
+    """Tokens of the unit's documents, <|bos|> included."""
+    num_dropped: int
+    """Tokens of the unit's unfilled last row."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """What else is worth counting."""
 
 
 def pack(

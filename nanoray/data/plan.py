@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nanoray.config import DataError
+from nanoray.data.conversations import CHAT_PACKINGS, pack_conversations
 from nanoray.data.manifest import Manifest
-from nanoray.data.packing import PACKING_VERSION, Tokens, pack
+from nanoray.data.packing import PACKING_VERSION, PackedUnit, Tokens, pack
 from nanoray.storage import is_local, open_location
 from nanoray.text.tokenizer import Tokenizer
 
@@ -50,18 +51,6 @@ class Cursor:
 
     position: int = 0
     row: int = 0
-
-
-@dataclass(frozen=True)
-class PackedUnit:
-    """The rows of one unit, and what packing had to leave out."""
-
-    rows: Tokens
-    """(num_rows, T+1) int32."""
-    num_tokens: int
-    """Tokens of the unit's documents, <|bos|> included."""
-    num_dropped: int
-    """Tokens of the unit's unfilled last row."""
 
 
 class DataPlan:
@@ -103,6 +92,13 @@ class DataPlan:
 
     def pack_unit(self, unit: Unit) -> PackedUnit:
         """Read, tokenize and pack one unit."""
+        if self.packing in CHAT_PACKINGS:
+            return pack_conversations(
+                read_documents(self.manifest, unit),
+                self.tokenizer,
+                row_len=self.max_seq_len + 1,
+                learn=CHAT_PACKINGS[self.packing],
+            )
         bos = np.array([self.tokenizer.bos_id], np.int32)
         documents = [
             np.concatenate([bos, self.tokenizer.encode_array(text)])

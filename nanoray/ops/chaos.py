@@ -20,7 +20,7 @@ from nanoray.ops.chaos_faults import FAULTS, Target
 from nanoray.ops.chaos_job import WatchedJob
 from nanoray.ops.chaos_trial import Injury, Plan, Trial, run_trial
 from nanoray.ops.local_cluster import LocalCluster
-from nanoray.stages.pretrain_worker import STAGE
+from nanoray.stages.pretrain import STAGE
 from nanoray.storage import RunFolder
 
 logger = logging.getLogger(__name__)

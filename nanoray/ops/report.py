@@ -20,7 +20,7 @@ from nanoray.metrics import read_metrics
 from nanoray.progress import duration
 from nanoray.report import ReportFacts, read_facts, write_report
 from nanoray.report_card import read_card
-from nanoray.stages.pretrain_worker import STAGE
+from nanoray.stages.pretrain import STAGE
 from nanoray.storage import RunFolder, StageFolder
 from nanoray.train.rollback import read_rollbacks
 

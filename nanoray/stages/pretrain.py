@@ -1,63 +1,57 @@
 """Pretraining as one function: prepare on the driver, train on the cluster, report."""
 
-import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from typing import Protocol
-
-import ray
-import torch
 
 from nanoray.cluster import connection
-from nanoray.cluster.group import Group, run_on_workers
-from nanoray.config import InputError, continue_config, from_json, to_json
-from nanoray.data.blocks import layout_for
+from nanoray.config import InputError
 from nanoray.data.datasets import BYTES_PER_TOKEN, DATASETS, resolve_data
-from nanoray.data.feed import start_pacer
 from nanoray.data.manifest import Manifest, check_unchanged, find_shards, make_manifest
 from nanoray.data.plan import DataPlan
-from nanoray.events import DONE, INTERRUPTED, append_event
 from nanoray.model.scaling import flops_per_token, num_parameters
-from nanoray.progress import RunDisplay
 from nanoray.stages.pretrain_config import (
     PretrainConfig,
     budget,
-    checkpoint_bytes,
     decide,
     model_config,
+    optimizer_config,
     rows_per_step,
+    schedule,
+    validation_rows,
 )
 from nanoray.stages.pretrain_summary import finish
-from nanoray.stages.pretrain_worker import STAGE, PretrainJob
+from nanoray.stages.stage_driver import (
+    Evaluations,
+    begun_config,
+    check_rows,
+    check_space,
+    default_dtype,
+    describe_workers,
+    move_aside,
+    on_gpu,
+    open_job,
+    run_stage,
+)
 from nanoray.stages.tokenizer import bytes_per_token, learn_tokenizer
-from nanoray.storage import RunFolder, StageFolder, read_json, with_patience, write_json
+from nanoray.stages.training_job import Recipe, TrainingJob
+from nanoray.storage import RunFolder, StageFolder, read_json
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.text.tokenizer_file import load_tokenizer, save_tokenizer
-from nanoray.train.device import training_dtype
 
 logger = logging.getLogger(__name__)
 
+STAGE = "pretrain"
 
-class Evaluations(Protocol):
-    """Evaluates what a run saves, if its config asks for it."""
-
-    def check(self, config: PretrainConfig) -> None:
-        """Read what is needed.
-
-        Raises:
-            InputError: it is not there.
-        """
-        ...
-
-    def watch(self, job: PretrainJob) -> AbstractContextManager[None]:
-        """Evaluate saved steps while the context is open, and what is left when it is closed."""
-        ...
+SAMPLE_PROMPTS = (
+    "The capital of France is",
+    "It is a truth universally acknowledged, that",
+    "The people of the United States",
+    "The opposite of hot is",
+)
 
 
-def pretrain(config: PretrainConfig, evaluations: Evaluations | None = None) -> str:
+def pretrain(config: PretrainConfig, evaluations: Evaluations[PretrainConfig] | None = None) -> str:
     """Pretrain a base model, or go on where an earlier start of the same run stopped.
 
     Args:
@@ -78,20 +72,20 @@ def pretrain(config: PretrainConfig, evaluations: Evaluations | None = None) -> 
     began = time.time()
     connection.connect()
     job = prepare(config, storage, evaluations)
-    describe(job)
-    folder = job.folder
-    with evaluations.watch(job) if evaluations else contextlib.nullcontext():
-        if STAGE in folder.run.read_state().get("stages_done", []):
-            logger.info("this run is finished; --fresh begins it anew")
-        else:
-            append_event(folder, "start", time=began)
-            train_on_cluster(job)
-    return with_patience(lambda: finish(job), job.config.storage_patience_seconds, str(folder))
+    return run_stage(job, evaluations, lambda job: finish(job, config_of(job)), began=began)
+
+
+def config_of(job: TrainingJob) -> PretrainConfig:
+    """Give the config of a pretraining job."""
+    assert isinstance(job.config, PretrainConfig), "made by prepare"
+    return job.config
 
 
 def prepare(
-    config: PretrainConfig, storage: str, evaluations: Evaluations | None = None
-) -> PretrainJob:
+    config: PretrainConfig,
+    storage: str,
+    evaluations: Evaluations[PretrainConfig] | None = None,
+) -> TrainingJob:
     """Decide and check everything, then write what the run needs into its folder."""
     config, folder = open_stage(config, storage)
     assert evaluations or not config.core_every, "the job brings the evaluations"
@@ -99,17 +93,11 @@ def prepare(
         evaluations.check(config)
     manifest = find_manifest(config, folder, storage)
     resources = connection.choose_resources(config)
-    rows, most_workers = rows_per_step(config), resources.num_workers[1]
-    if most_workers > rows:
-        raise InputError(
-            f"--num-workers {config.num_workers or most_workers} is more than the {rows} rows of a "
-            f"step. Give at most {rows}, or a larger --total-batch-tokens."
-        )
-    num_kept = config.keep_last + 1 + most_waiting(config, resources)
-    folder.run.check_writable(checkpoint_bytes(model_config(config)) * num_kept)
+    recipe, rows = recipe_of(config), rows_per_step(config)
+    check_rows(config, rows, resources.num_workers[1])
+    check_space(config, recipe, folder, resources)
     tokenizer = find_tokenizer(config, folder.run, manifest)
     assert config.max_seq_len, "decided"
-    assert config.device_batch_size, "decided"
     plan = DataPlan(
         manifest,
         tokenizer,
@@ -120,39 +108,54 @@ def prepare(
     if config.fresh:
         begin_anew(folder)
     save_tokenizer(tokenizer, folder.run.tokenizer_address)
-    write_json(folder.fs, folder.path("manifest.json"), manifest.to_json())
-    folder.write_config(to_json(config))
-    layout = layout_for(rows, config.device_batch_size, most_workers)
-    return PretrainJob(
+    job = open_job(
+        folder,
         config=config,
-        storage=storage,
+        recipe=recipe,
         plan=plan,
-        layout=layout,
+        rows_per_step=rows,
         resources=resources,
         bytes_per_token=bytes_per_token(tokenizer, manifest),
-        pacer=start_pacer(layout, most_workers, resources.num_readers),
+    )
+    describe(job, config)
+    return job
+
+
+def recipe_of(config: PretrainConfig) -> Recipe:
+    """Derive from a decided config what the workers do."""
+    model = model_config(config)
+    assert config.dtype, "decided"
+    assert config.device_batch_size, "decided"
+    assert config.validate_every, "decided"
+    return Recipe(
+        model=model,
+        dtype=config.dtype,
+        optimizer=optimizer_config(config, model),
+        schedule=schedule(config, budget(config, model).num_steps),
+        device_batch_size=config.device_batch_size,
+        validate_every=config.validate_every,
+        validation_rows=validation_rows(config),
+        evaluate_every=config.core_every,
+        prompts=SAMPLE_PROMPTS,
     )
 
 
 def open_stage(config: PretrainConfig, storage: str) -> tuple[PretrainConfig, StageFolder]:
     """Find the run's folder, and decide its config together with the one it began with."""
-    on_gpu = connection.cluster_total()["GPU"] >= 1
-    name = config.run or f"d{config.depth or (20 if on_gpu else 4)}"
+    gpu = on_gpu()
+    name = config.run or f"d{config.depth or (20 if gpu else 4)}"
     folder = RunFolder(storage, name).stage(STAGE)
-    saved = None if config.fresh else folder.read_config()
-    if saved is not None:
-        began = from_json(PretrainConfig, saved)
-        config = continue_config(began, config)
-        config = dataclasses.replace(config, data=config.data or began.data)
+    begun = begun_config(config, folder)
+    if begun is not None:
+        data = (folder.read_config() or {}).get("data")
+        config = dataclasses.replace(begun, data=begun.data or data)
     elif config.tokenizer is not None and config.vocab_size is None:
         vocab_size = load_tokenizer(connection.absolute_address(config.tokenizer)).vocab_size
         config = dataclasses.replace(config, vocab_size=vocab_size)
     if config.data is not None and config.data not in DATASETS:
         config = dataclasses.replace(config, data=connection.absolute_address(config.data))
-    dtype = (
-        "bfloat16" if on_gpu else str(training_dtype(torch.device("cpu"))).removeprefix("torch.")
-    )
-    return decide(dataclasses.replace(config, run=name), on_gpu=on_gpu, dtype=dtype), folder
+    decided = decide(dataclasses.replace(config, run=name), on_gpu=gpu, dtype=default_dtype())
+    return decided, folder
 
 
 def find_manifest(config: PretrainConfig, folder: StageFolder, storage: str) -> Manifest:
@@ -198,29 +201,16 @@ def find_tokenizer(config: PretrainConfig, run: RunFolder, manifest: Manifest) -
     return tokenizer
 
 
-def most_waiting(config: PretrainConfig, resources: connection.Resources) -> int:
-    """Count the checkpoints that may have to be kept until they are evaluated."""
-    if config.core_every is None:
-        return 0
-    if resources.use_gpu and connection.gpus_present() <= resources.num_workers[1]:
-        return budget(config, model_config(config)).num_steps // config.core_every
-    return 1
-
-
 def begin_anew(folder: StageFolder) -> None:
     """Move the old stage aside, with the tokenizer that its checkpoints need."""
-    moved = folder.move_aside()
-    if moved is None:
-        return
-    if folder.fs.exists(folder.run.tokenizer_file):
+    moved = move_aside(folder)
+    if moved is not None and folder.fs.exists(folder.run.tokenizer_file):
         folder.fs.mv(folder.run.tokenizer_file, f"{moved}/tokenizer.json")
-    folder.run.forget_stage(folder.name)
-    logger.info("moved the earlier run to %s", moved)
 
 
-def describe(job: PretrainJob) -> None:
+def describe(job: TrainingJob, config: PretrainConfig) -> None:
     """Tell the user what the dial decided, before anything starts."""
-    config, model = job.config, job.model
+    model = job.model
     plan = budget(config, model)
     logger.info(
         "run %s: depth %d, width %d, %d heads of %d, %s ids: %s parameters, %.4g FLOPs per token",
@@ -251,62 +241,4 @@ def describe(job: PretrainJob) -> None:
         plan.tokens * job.bytes_per_token / text,
         config.packing,
     )
-    least, most = job.resources.num_workers
-    logger.info(
-        "%s worker(s) on %s with %g CPUs and %d threads each; a step is %d blocks of %d rows",
-        least if least == most else f"{least} to {most}",
-        "GPU" if job.resources.use_gpu else "CPU",
-        job.resources.cpus_per_worker,
-        job.resources.threads_per_worker,
-        job.layout.blocks_per_step,
-        job.layout.rows_per_block,
-    )
-
-
-def train_on_cluster(job: PretrainJob) -> None:
-    """Run the workers until the last step is saved."""
-    display = RunDisplay(job.num_steps, log_every=job.config.log_every)
-    assert job.config.device_batch_size, "decided"
-    group = Group(
-        worker=job.work,
-        begin=job.begin,
-        newest_step=job.newest_step,
-        record=job.record,
-        device_batch_size=job.config.device_batch_size,
-        pacer=job.pacer,
-        resources=job.resources,
-        max_restarts=job.config.max_restarts,
-        hang_seconds=job.config.hang_seconds,
-    )
-    with recorded(job.folder, job.config.storage_patience_seconds):
-        result = run_on_workers(group, job.folder.run, display)
-    packed = ray.get(job.pacer.totals.remote())
-    facts = {
-        **(result if isinstance(result, dict) else {}),
-        "dropped_tokens_share": packed["dropped_tokens"] / max(1, packed["tokens"]),
-    }
-
-    def mark() -> None:
-        write_json(job.folder.fs, job.folder.path("result.json"), facts)
-        job.folder.run.mark_done(STAGE)
-
-    with_patience(mark, job.config.storage_patience_seconds, str(job.folder))
-
-
-@contextlib.contextmanager
-def recorded(folder: StageFolder, patience_seconds: float) -> Iterator[None]:
-    """Record when the job asks the cluster for workers, and how that ended.
-
-    A run that has ended well waits for its storage; one that failed tells of its own failure.
-    """
-    append_event(folder, "submit")
-    try:
-        yield
-    except BaseException as error:
-        why = INTERRUPTED if isinstance(error, KeyboardInterrupt) else type(error).__name__
-        try:
-            append_event(folder, "stop", why=why)
-        except OSError as unwritten:
-            logger.warning("%s could not be told how the job ended: %s", folder, unwritten)
-        raise
-    with_patience(lambda: append_event(folder, "stop", why=DONE), patience_seconds, str(folder))
+    describe_workers(job)

@@ -4,9 +4,18 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from nanoray.config import InputError, RunConfig, flag, identity, require_positive
+from nanoray.config import (
+    DTYPE_NAMES,
+    InputError,
+    RunConfig,
+    flag,
+    identity,
+    require_between,
+    require_one_of,
+    require_positive,
+)
 from nanoray.data.packing import PACKINGS
-from nanoray.model.gpt import DTYPES, GPTConfig
+from nanoray.model.gpt import GPTConfig
 from nanoray.model.scaling import (
     LearningRates,
     TrainingBudget,
@@ -42,44 +51,22 @@ class PretrainConfig(RunConfig):
     """Dimensions of one attention head; by default 128, 64 on CPUs."""
     max_seq_len: int | None = identity()
     """Tokens in a row; by default 2048, 512 on CPUs."""
-    device_batch_size: int | None = None
-    """Rows per forward pass of a worker; by default what 80 GB hold at this depth, 8 on CPUs."""
     total_batch_tokens: int | None = identity()
     """Tokens per step over all workers; by default 524,288, 16,384 on CPUs."""
-    num_steps: int | None = identity()
-    """Length of the run in steps."""
     tokens_per_param: float | None = identity()
     """Length of the run in tokens per parameter; by default 20, 1 on CPUs."""
     target_flops: float | None = identity()
     """Length of the run in floating-point operations."""
-    seed: int = identity(42)
-    """Decides the initial weights and the order of the data."""
     packing: str = identity("bestfit")
     """bestfit: every row begins with a document; flat: one stream of tokens, as d34 had it."""
-    dtype: str | None = identity()
-    """Precision of the computation; by default bfloat16 where the hardware has it, else float32."""
     embedding_dtype: str = identity("float32")
     """Precision in which the embedding is kept; d34 had bfloat16."""
-    newton_schulz_dtype: str = identity("bfloat16")
-    """Precision of Muon's orthogonalization."""
-    matrix_lr: float = identity(0.02)
-    """Muon's learning rate, for the matrices of the blocks."""
-    embedding_lr: float = identity(0.2)
-    """AdamW's learning rate for the embedding, at width 768."""
-    unembedding_lr: float = identity(0.004)
-    """AdamW's learning rate for the unembedding, at width 768."""
-    weight_decay: float = identity(0.0)
-    """Decoupled weight decay of embedding and unembedding."""
-    grad_clip: float | None = identity(1.0)
-    """Largest norm of the whole gradient; 0 for no limit."""
     warmup_ratio: float = identity(0.0)
     """Part of the run in which the learning rate rises."""
     warmdown_ratio: float = identity(0.2)
     """Part of the run, at its end, in which the learning rate falls."""
     final_lr_fraction: float = identity(0.0)
     """Learning rate at the end, as a fraction of the highest."""
-    validate_every: int | None = None
-    """Steps between validations; by default four in a run, and at least one every 250 steps."""
     validation_tokens: int | None = None
     """Tokens of the validation part that are used; by default 10,485,760, and 131,072 on CPUs."""
     core_every: int | None = None
@@ -88,8 +75,6 @@ class PretrainConfig(RunConfig):
     """Questions of each task of CORE in such an evaluation; by default all."""
     eval_bundle: str | None = None
     """Folder or zip file with CORE's tasks; by default the published one is fetched."""
-    eager: bool = False
-    """Do not compile the model with torch.compile."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,30 +83,16 @@ class PretrainConfig(RunConfig):
             "depth",
             "head_dim",
             "max_seq_len",
-            "device_batch_size",
             "total_batch_tokens",
-            "num_steps",
-            "validate_every",
             "validation_tokens",
             "core_every",
             "core_max_per_task",
         ):
             require_positive(name, getattr(self, name))
         require_positive("vocab_size", self.vocab_size, least=SMALLEST_VOCABULARY)
-        _require_one_of("packing", self.packing, PACKINGS)
-        for name in ("dtype", "embedding_dtype", "newton_schulz_dtype"):
-            if getattr(self, name) is not None:
-                _require_one_of(name, getattr(self, name), tuple(DTYPES))
-        for name in ("seed", "matrix_lr", "embedding_lr", "unembedding_lr", "weight_decay"):
-            _require_between(name, getattr(self, name), math.inf)
-        for name in ("warmup_ratio", "warmdown_ratio", "final_lr_fraction"):
-            _require_between(name, getattr(self, name), 1)
-        _require_between("grad_clip", self.grad_clip or 0.0, math.inf)
-        if self.warmup_ratio + self.warmdown_ratio > 1:
-            raise InputError(
-                f"--warmup-ratio {self.warmup_ratio} and --warmdown-ratio {self.warmdown_ratio} "
-                "are more than the whole run. Give less of one."
-            )
+        require_one_of("packing", self.packing, PACKINGS)
+        require_one_of("embedding_dtype", self.embedding_dtype, DTYPE_NAMES)
+        check_schedule(self.warmup_ratio, self.warmdown_ratio, self.final_lr_fraction)
         horizons = [
             n for n in ("num_steps", "tokens_per_param", "target_flops") if getattr(self, n)
         ]
@@ -131,17 +102,16 @@ class PretrainConfig(RunConfig):
             )
 
 
-def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise unless the value is one of those allowed."""
-    if value not in allowed:
-        raise InputError(f"{flag(name)} {value} is unknown. Choose {' or '.join(allowed)}.")
-
-
-def _require_between(name: str, value: float, most: float) -> None:
-    """Raise unless the value is from 0 to `most`; nan is not."""
-    if not 0 <= value <= most or value == math.inf:
-        allowed = "Give 0 or more." if most == math.inf else f"Give a number from 0 to {most}."
-        raise InputError(f"{flag(name)} {value} does not work. {allowed}")
+def check_schedule(warmup_ratio: float, warmdown_ratio: float, final_lr_fraction: float) -> None:
+    """Raise an InputError for a schedule that has no meaning."""
+    require_between("warmup_ratio", warmup_ratio, 1)
+    require_between("warmdown_ratio", warmdown_ratio, 1)
+    require_between("final_lr_fraction", final_lr_fraction, 1)
+    if warmup_ratio + warmdown_ratio > 1:
+        raise InputError(
+            f"--warmup-ratio {warmup_ratio} and --warmdown-ratio {warmdown_ratio} are more than "
+            "the whole run. Give less of one."
+        )
 
 
 def decide(config: PretrainConfig, *, on_gpu: bool, dtype: str) -> PretrainConfig:
@@ -171,16 +141,9 @@ def decide(config: PretrainConfig, *, on_gpu: bool, dtype: str) -> PretrainConfi
     model = model_config(c)
     rows = rows_per_step(c)
     c = dataclasses.replace(
-        c, device_batch_size=c.device_batch_size or _batch_for(depth, rows, on_gpu)
+        c, device_batch_size=c.device_batch_size or batch_for(depth, rows, on_gpu)
     )
-    assert c.device_batch_size is not None, "decided just above"
-    if rows % c.device_batch_size:
-        fitting = [str(n) for n in range(1, rows + 1) if rows % n == 0]
-        raise InputError(
-            f"--device-batch-size {c.device_batch_size} does not divide the {rows} rows of a step "
-            f"(--total-batch-tokens {c.total_batch_tokens} of --max-seq-len {max_seq_len}). "
-            f"Choose one of {', '.join(fitting)}."
-        )
+    check_divides(c.device_batch_size, rows)
     steps = budget(c, model).num_steps
     return dataclasses.replace(
         c,
@@ -188,7 +151,18 @@ def decide(config: PretrainConfig, *, on_gpu: bool, dtype: str) -> PretrainConfi
     )
 
 
-def _batch_for(depth: int, rows: int, on_gpu: bool) -> int:
+def check_divides(device_batch_size: int | None, rows: int) -> None:
+    """Raise an InputError unless the rows of a step are whole forward passes."""
+    assert device_batch_size is not None, "decided"
+    if rows % device_batch_size:
+        fitting = [str(n) for n in range(1, rows + 1) if rows % n == 0]
+        raise InputError(
+            f"--device-batch-size {device_batch_size} does not divide the {rows} rows of a step "
+            f"(--total-batch-tokens by --max-seq-len). Choose one of {', '.join(fitting)}."
+        )
+
+
+def batch_for(depth: int, rows: int, on_gpu: bool) -> int:
     """Choose rows per forward pass: what 80 GB hold (nanochat), or what a CPU's caches like."""
     wanted = (
         8
@@ -199,12 +173,16 @@ def _batch_for(depth: int, rows: int, on_gpu: bool) -> int:
 
 
 def rows_per_step(config: PretrainConfig) -> int:
-    """Count the rows of T tokens in a step.
+    """Count the rows of T tokens in a step of a decided config."""
+    return rows_of_batch(config.total_batch_tokens, config.max_seq_len)
+
+
+def rows_of_batch(total: int | None, T: int | None) -> int:
+    """Count the rows of T tokens in a batch.
 
     Raises:
         InputError: the batch is no whole number of rows.
     """
-    total, T = config.total_batch_tokens, config.max_seq_len
     assert total is not None, "decided"
     assert T is not None, "decided"
     if total % T:
@@ -248,19 +226,19 @@ def checkpoint_bytes(model: GPTConfig) -> int:
     return 4 * (2 * num_parameters(model) + embeddings)
 
 
-def rates(config: PretrainConfig, model: GPTConfig) -> LearningRates:
-    """Derive the learning rates of a decided config."""
+def rates(config: RunConfig, model: GPTConfig, fraction: float = 1.0) -> LearningRates:
+    """Derive the learning rates; a stage after the first takes a fraction of them."""
     return learning_rates(
         model,
-        matrix=config.matrix_lr,
-        embedding=config.embedding_lr,
-        unembedding=config.unembedding_lr,
+        matrix=fraction * config.matrix_lr,
+        embedding=fraction * config.embedding_lr,
+        unembedding=fraction * config.unembedding_lr,
     )
 
 
-def optimizer_config(config: PretrainConfig, model: GPTConfig) -> OptimizerConfig:
+def optimizer_config(config: RunConfig, model: GPTConfig, fraction: float = 1.0) -> OptimizerConfig:
     """Give the optimizer its hyperparameters."""
-    lr = rates(config, model)
+    lr = rates(config, model, fraction)
     return OptimizerConfig(
         matrix_lr=lr.matrix,
         embedding_lr=lr.embedding,
@@ -279,3 +257,10 @@ def schedule(config: PretrainConfig, num_steps: int) -> Schedule:
         warmdown_ratio=config.warmdown_ratio,
         final_lr_fraction=config.final_lr_fraction,
     )
+
+
+def validation_rows(config: PretrainConfig) -> int:
+    """Count the rows of validation text that are used."""
+    assert config.validation_tokens, "decided"
+    assert config.max_seq_len, "decided"
+    return max(1, config.validation_tokens // config.max_seq_len)

@@ -1,4 +1,4 @@
-"""Pretraining in the cluster: where a group of workers resumes, and what each of them does."""
+"""A training stage in the cluster: where its workers resume, and what each of them does."""
 
 import gc
 import logging
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from typing import Any, TypeVar
 
 import ray
@@ -16,7 +17,7 @@ from ray.data import DataIterator, Dataset
 from nanoray.cluster.connection import Resources
 from nanoray.cluster.group import RayWorld
 from nanoray.cluster.recovery import Cause, Decision, Failure
-from nanoray.config import to_json
+from nanoray.config import RunConfig, to_json
 from nanoray.data.batches import Share, StepRows, step_rows
 from nanoray.data.blocks import Layout
 from nanoray.data.feed import Actor, StreamStart, blocks_of, stream
@@ -27,23 +28,18 @@ from nanoray.metrics import MetricsLogger, read_metrics, start_wandb
 from nanoray.model.generate import generate
 from nanoray.model.gpt import DTYPES, GPT, GPTConfig
 from nanoray.model.scaling import flops_per_token
-from nanoray.stages.pretrain_config import (
-    PretrainConfig,
-    budget,
-    model_config,
-    optimizer_config,
-    schedule,
-)
 from nanoray.storage import RunFolder, StageFolder, with_patience
-from nanoray.train.checkpoint import Checkpointer, SavePolicy
+from nanoray.text.chat import render_for_completion
+from nanoray.train.checkpoint import Checkpointer, SavePolicy, load_tensors
 from nanoray.train.checkpoint_files import committed_steps, newest_verified_step
 from nanoray.train.checkpoint_name import SavedModel
 from nanoray.train.device import can_compile, keep_freed_memory, peak_flops
 from nanoray.train.guard import StepGuard
 from nanoray.train.loop import LoopConfig, train
-from nanoray.train.optimizer import MuonAdamW
+from nanoray.train.optimizer import MuonAdamW, OptimizerConfig
 from nanoray.train.rollback import leave_out, start_cursor
 from nanoray.train.save_interval import SaveConfig
+from nanoray.train.schedule import Schedule
 from nanoray.train.state import TrainState
 from nanoray.train.validation import Validation
 from nanoray.train.world import World
@@ -52,27 +48,47 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-STAGE = "pretrain"
 SPARE_STEPS = 8
 """How far the stream reaches beyond the last step."""
 
-SAMPLE_PROMPTS = (
-    "The capital of France is",
-    "It is a truth universally acknowledged, that",
-    "The people of the United States",
-    "The opposite of hot is",
-)
-SAMPLE_TOKENS = 64
 SAMPLE_TEMPERATURE = 0.7
 SAMPLE_TOP_K = 50
 
 
 @dataclass(frozen=True)
-class PretrainJob:
-    """All that controller and workers need to know of a run."""
+class Recipe:
+    """What a stage trains and how, every value decided; it follows from the stage's config."""
 
-    config: PretrainConfig
+    model: GPTConfig
+    dtype: str
+    optimizer: OptimizerConfig
+    schedule: Schedule
+    device_batch_size: int
+    validate_every: int
+    validation_rows: int
+    text_start: int | None = None
+    """As in `StepConfig`."""
+    start: SavedModel | None = None
+    """Whose weights the stage begins with; None for those that the seed gives."""
+    warm_start: bool = False
+    """Begin with the averages of that checkpoint's optimizer too."""
+    evaluate_every: int | None = None
+    """Steps between evaluations, if there are any."""
+    prompts: tuple[str, ...] = ()
+    """What the model goes on from, or answers, when the stage ends."""
+    is_chat: bool = False
+    """The prompts are a user's."""
+    sample_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """All that controller and workers need to know of one stage of a run."""
+
+    stage: str
+    config: RunConfig
     """Decided."""
+    recipe: Recipe
     storage: str
     plan: DataPlan
     layout: Layout
@@ -84,17 +100,17 @@ class PretrainJob:
     def folder(self) -> StageFolder:
         """The stage's folder."""
         assert self.config.run, "decided"
-        return RunFolder(self.storage, self.config.run).stage(STAGE)
+        return RunFolder(self.storage, self.config.run).stage(self.stage)
 
     @property
     def model(self) -> GPTConfig:
         """The model's shape and numerics."""
-        return model_config(self.config)
+        return self.recipe.model
 
     @property
     def num_steps(self) -> int:
-        """Length of the run."""
-        return budget(self.config, self.model).num_steps
+        """Length of the stage."""
+        return self.recipe.schedule.num_steps
 
     def newest_step(self) -> int:
         """Give the newest step that was committed, 0 before there is one; it is not verified."""
@@ -128,7 +144,7 @@ class PretrainJob:
         folder = self.folder
         step = newest_verified_step(folder) or 0
         cursor = start_cursor(folder, step)
-        attempt = folder.run.begin_attempt(STAGE, step, device_batch_size=device_batch_size)
+        attempt = folder.run.begin_attempt(self.stage, step, device_batch_size=device_batch_size)
         append_event(folder, "begin", attempt=attempt, step=step)
         logger.info(
             "attempt %d starts %s",
@@ -156,17 +172,17 @@ class PretrainJob:
         )
         pin = world.device.type == "cuda"
         steps = step_rows(blocks_of(shard, self.layout), self.layout, share, pin=pin)
-        config = replace(self.config, device_batch_size=int(state["device_batch_size"]))
-        job = replace(self, config=config)
+        recipe = replace(self.recipe, device_batch_size=int(state["device_batch_size"]))
+        job = replace(self, recipe=recipe)
         return run_worker(job, world, steps, attempt=int(state["attempt"]), start_step=start_step)
 
 
 def run_worker(
-    job: PretrainJob, world: World, steps: Iterator[StepRows], *, attempt: int, start_step: int
+    job: TrainingJob, world: World, steps: Iterator[StepRows], *, attempt: int, start_step: int
 ) -> dict[str, Any]:  # Any: JSON
     """Build the state, resume it, train, and let rank 0 write some samples."""
-    config, folder = job.config, job.folder
-    state = build_state(config, world)
+    config, recipe, folder = job.config, job.recipe, job.folder
+    state = build_state(job, world)
     checkpointer = Checkpointer(
         folder,
         world,
@@ -175,12 +191,14 @@ def run_worker(
         policy=SavePolicy(
             config.keep_last,
             config.keep_every,
-            is_wanted=partial(awaits_evaluation, folder, config.core_every),
+            is_wanted=partial(awaits_evaluation, folder, recipe.evaluate_every),
             patience_seconds=config.storage_patience_seconds,
         ),
     )
     if start_step:
         checkpointer.restore(state, start_step)
+    elif recipe.start is not None:
+        load_tensors(state, recipe.start, with_optimizer=recipe.warm_start)
     leave_out(state, folder)
     # Before the stream is opened: its readers would compete with what measures this CPU's peak.
     loop = loop_config(job, world)
@@ -189,10 +207,11 @@ def run_worker(
     account = open_account(folder, start_step) if world.rank == 0 else Account(time.time())
     metrics = open_metrics(job, world, start_step)
     validation = Validation(
-        job.plan.validation_rows(validation_rows(config)),
+        job.plan.validation_rows(recipe.validation_rows),
         job.plan.tokenizer.token_lengths,
         world,
         loop.device_batch_size,
+        recipe.text_start,
     )
     gc.freeze()  # what exists now lives as long as the run
     train(state, _chain(first, steps), validation, loop, world, checkpointer, metrics, account)
@@ -202,9 +221,9 @@ def run_worker(
     return {"samples": write_samples(job, state), "peak_memory_bytes": peak_memory(world.device)}
 
 
-def awaits_evaluation(folder: StageFolder, core_every: int | None, step: int) -> bool:
+def awaits_evaluation(folder: StageFolder, every: int | None, step: int) -> bool:
     """Say whether a step is still to be evaluated, and must not be deleted before."""
-    if core_every is None or step % core_every:
+    if every is None or step % every:
         return False
     return not SavedModel(folder, step).is_evaluated()
 
@@ -214,17 +233,17 @@ def _chain(first: StepRows, rest: Iterator[StepRows]) -> Iterator[StepRows]:
     yield from rest
 
 
-def build_state(config: PretrainConfig, world: World) -> TrainState:
-    """Give model and optimizer on this rank's device, with initial weights."""
+def build_state(job: TrainingJob, world: World) -> TrainState:
+    """Give model and optimizer on this rank's device, with the weights that the seed gives."""
     if world.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
     else:
         keep_freed_memory()
-    assert config.dtype, "decided"
-    model = GPT(model_config(config), DTYPES[config.dtype])
+    config, recipe = job.config, job.recipe
+    model = GPT(recipe.model, DTYPES[recipe.dtype])
     model.init_weights(config.seed)
     model.to(world.device)
-    optimizer = MuonAdamW(model, optimizer_config(config, model.config), world)
+    optimizer = MuonAdamW(model, recipe.optimizer, world)
     if not config.eager and can_compile(world.device):
         model.compile()
         optimizer.compile()
@@ -233,7 +252,7 @@ def build_state(config: PretrainConfig, world: World) -> TrainState:
     return TrainState(model, optimizer, guard=StepGuard(config.skip_sigmas or None))
 
 
-def checkpoint_facts(job: PretrainJob) -> dict[str, Any]:  # Any: JSON
+def checkpoint_facts(job: TrainingJob) -> dict[str, Any]:  # Any: JSON
     """Say what a checkpoint must share with the run that loads it."""
     return {
         "model": job.model.to_json(),
@@ -242,7 +261,7 @@ def checkpoint_facts(job: PretrainJob) -> dict[str, Any]:  # Any: JSON
     }
 
 
-def open_metrics(job: PretrainJob, world: World, start_step: int) -> MetricsLogger:
+def open_metrics(job: TrainingJob, world: World, start_step: int) -> MetricsLogger:
     """Open the logs on rank 0; on other ranks, one that writes nothing."""
     if world.rank != 0:
         return MetricsLogger(None, last_step=start_step)
@@ -251,32 +270,30 @@ def open_metrics(job: PretrainJob, world: World, start_step: int) -> MetricsLogg
     return MetricsLogger(job.folder, last_step=start_step, wandb=wandb)
 
 
-def loop_config(job: PretrainJob, world: World) -> LoopConfig:
+def loop_config(job: TrainingJob, world: World) -> LoopConfig:
     """Decide what the loop needs to know."""
-    config = job.config
+    config, recipe = job.config, job.recipe
     minutes = config.save_every_minutes
-    assert config.validate_every, "decided"
-    assert config.device_batch_size, "decided"
-    assert config.dtype, "decided"
     return LoopConfig(
-        schedule=schedule(config, job.num_steps),
-        device_batch_size=config.device_batch_size,
+        schedule=recipe.schedule,
+        device_batch_size=recipe.device_batch_size,
+        text_start=recipe.text_start,
         save=SaveConfig(
             every_steps=config.save_every,
             every_seconds=None if minutes is None else 60 * minutes,
-            multiples_of=config.core_every,
+            multiples_of=recipe.evaluate_every,
             history=failure_history(read_events(job.folder)),
         ),
-        validate_every=config.validate_every,
+        validate_every=recipe.validate_every,
         flops_per_token=flops_per_token(job.model),
-        peak_flops=known_peak(job, world) or peak_flops(world.device, DTYPES[config.dtype]),
+        peak_flops=known_peak(job, world) or peak_flops(world.device, DTYPES[recipe.dtype]),
         is_empty=lambda position: not len(job.plan.pack(position).rows),
         max_skipped_steps=config.max_skipped_steps,
         max_rollbacks=config.max_rollbacks,
     )
 
 
-def known_peak(job: PretrainJob, world: World) -> float | None:
+def known_peak(job: TrainingJob, world: World) -> float | None:
     """Give the peak that an earlier start has measured: on a CPU that takes a second.
 
     Only rank 0 writes down the utilization that is counted against it.
@@ -289,27 +306,27 @@ def known_peak(job: PretrainJob, world: World) -> float | None:
     return records[-1].get("train/peak_flops") if records else None
 
 
-def validation_rows(config: PretrainConfig) -> int:
-    """Count the rows of validation text that are used."""
-    assert config.validation_tokens, "decided"
-    assert config.max_seq_len, "decided"
-    return max(1, config.validation_tokens // config.max_seq_len)
-
-
-def write_samples(job: PretrainJob, state: TrainState) -> list[tuple[str, str]]:
-    """Let the model continue some prompts."""
-    tokenizer = job.plan.tokenizer
+def write_samples(job: TrainingJob, state: TrainState) -> list[tuple[str, str]]:
+    """Let the model continue, or answer, some prompts."""
+    tokenizer, recipe = job.plan.tokenizer, job.recipe
+    ends = [tokenizer.special_ids["<|assistant_end|>"], tokenizer.bos_id]
     began = time.monotonic()
     samples = []
-    for seed, prompt in enumerate(SAMPLE_PROMPTS):
+    for seed, prompt in enumerate(recipe.prompts):
+        ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+        if recipe.is_chat:
+            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
+            ids = render_for_completion(turns, tokenizer)
         new = generate(
             state.model,
-            [tokenizer.bos_id, *tokenizer.encode(prompt)],
-            SAMPLE_TOKENS,
+            ids,
+            recipe.sample_tokens,
             temperature=SAMPLE_TEMPERATURE,
             top_k=SAMPLE_TOP_K,
             seed=seed,
         )
+        if recipe.is_chat:
+            new = list(takewhile(lambda token: token not in ends, new))
         samples.append((prompt, tokenizer.decode(new)))
     logger.info("sampled %d texts in %.1f s", len(samples), time.monotonic() - began)
     return samples

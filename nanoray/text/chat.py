@@ -55,6 +55,28 @@ def render(
     return ids[:max_tokens], mask[:max_tokens]
 
 
+def check_conversation(messages: Any) -> None:  # Any: unchecked input
+    """Refuse a conversation that cannot be learned from.
+
+    Raises:
+        InputError: no list of messages, none at all, roles in a wrong order, content that is empty
+            or of a wrong kind, or text that has no UTF-8.
+    """
+    if not isinstance(messages, list | tuple):
+        raise InputError(f"A conversation is a list of messages, not {str(messages)[:80]!r}.")
+    for index, message in enumerate(_alternating(messages)):
+        content, role = message.get("content"), message["role"]
+        texts = [_text(message, index)] if role == "user" else []
+        texts = texts or [text for _, text in content_parts(content, index)]
+        if not any(text.strip() for text in texts):
+            raise InputError(f"Message {index} is empty. Give it a text, or leave it out.")
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise InputError(f"Message {index} has half a surrogate pair in it.") from None
+
+
 def render_for_completion(
     messages: Sequence[Message], tokenizer: Tokenizer, max_tokens: int = 2048
 ) -> list[int]:

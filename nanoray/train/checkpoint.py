@@ -36,6 +36,7 @@ from nanoray.train.checkpoint_files import (
     read_state,
     step_name,
 )
+from nanoray.train.checkpoint_name import SavedModel
 from nanoray.train.state import TrainState
 from nanoray.train.world import World
 
@@ -362,18 +363,27 @@ class Checkpointer:
         """
         path = self.folder.path("checkpoints", step_name(step))
         saved = read_state(self.folder, step)
-        # Only the manifest's files: on an object store a dead group may have left others beside.
-        manifest = read_json(self.fs, f"{path}/manifest.json") or {"files": {}}
         differing = [name for name, value in self.facts.items() if saved.get(name) != value]
         if differing:
             raise CheckpointError(
                 path, f"it was saved with another {', '.join(differing)}.", "Use that one."
             )
-        with LocalFiles(self.fs, path) as files:
-            load_weights(state.model, files.path("model.safetensors"))
-            names = [name for name in manifest["files"] if name.startswith("optimizer-")]
-            with OptimizerFiles([files.path(name) for name in names]) as optimizer:
-                state.optimizer.load(optimizer.read)
+        load_tensors(state, SavedModel(self.folder, step), with_optimizer=True)
         state.step, state.tokens = int(saved["step"]), int(saved["tokens"])
         state.cursor = Cursor(*saved["cursor"])
         state.guard.load(saved.get("guard", {}))
+
+
+def load_tensors(state: TrainState, saved: SavedModel, *, with_optimizer: bool) -> None:
+    """Load the weights of a checkpoint into a state of the same shape, and its optimizer's."""
+    folder = saved.folder
+    path = folder.path("checkpoints", step_name(saved.step))
+    # Only the manifest's files: on an object store a dead group may have left others beside.
+    manifest = read_json(folder.fs, f"{path}/manifest.json") or {"files": {}}
+    with LocalFiles(folder.fs, path) as files:
+        load_weights(state.model, files.path("model.safetensors"))
+        if not with_optimizer:
+            return
+        names = [name for name in manifest["files"] if name.startswith("optimizer-")]
+        with OptimizerFiles([files.path(name) for name in names]) as optimizer:
+            state.optimizer.load(optimizer.read)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ class StepConfig:
     """Rows per forward pass of one rank."""
     is_empty: Callable[[int], bool]
     """Says whether the unit at a position gives no row."""
+    text_start: int | None = field(default=None, kw_only=True)
+    """The id at which a text begins that sees nothing of the row before it; None: rows are seen
+    whole."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +146,8 @@ def compute_gradients(
     totals = torch.zeros(4, dtype=torch.float64, device=world.device)
     totals[2], totals[3] = float(votes.wants), float(votes.cannot)
     factor = poison(state.cursor)
-    for batch in rows.microbatches(config.device_batch_size, world.device):
-        loss = state.model.loss_sum(batch.inputs, batch.targets)
+    for batch in rows.microbatches(config.device_batch_size, world.device, config.text_start):
+        loss = state.model.loss_sum(batch.inputs, batch.targets, texts=batch.texts)
         (loss if factor == 1.0 else loss * factor).backward()
         totals[0] += loss.detach()
         totals[1] += (batch.targets != IGNORE_INDEX).sum()

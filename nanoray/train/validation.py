@@ -5,6 +5,7 @@ import math
 import numpy as np
 import torch
 
+from nanoray.data.batches import batch_of
 from nanoray.data.packing import Tokens
 from nanoray.model.gpt import GPT
 from nanoray.text.chat import IGNORE_INDEX
@@ -15,7 +16,12 @@ class Validation:
     """A fixed set of rows, this rank's share of them held ready."""
 
     def __init__(
-        self, rows: Tokens, token_lengths: Tokens, world: World, device_batch_size: int
+        self,
+        rows: Tokens,
+        token_lengths: Tokens,
+        world: World,
+        device_batch_size: int,
+        text_start: int | None = None,
     ) -> None:
         """Take this rank's share of all rows, (num_rows, T+1).
 
@@ -24,24 +30,23 @@ class Validation:
             token_lengths: raw bytes of each token, (V,); 0 for special tokens, which are left out.
             world: rank r takes the rows r, r + W, ...
             device_batch_size: rows per forward pass.
+            text_start: as in `StepConfig`.
         """
-        self.world = world
+        self.world, self.text_start = world, text_start
         mine = rows[world.rank :: world.world_size]
         padding = -len(mine) % device_batch_size if len(mine) else device_batch_size
         # Padded to whole batches, because another shape would be compiled for itself.
-        targets = np.pad(mine[:, 1:], ((0, padding), (0, 0)), constant_values=IGNORE_INDEX)
-        inputs = np.pad(mine[:, :-1], ((0, padding), (0, 0)))
-        self.inputs = torch.from_numpy(inputs).split(device_batch_size)
-        self.targets = torch.from_numpy(targets).split(device_batch_size)
+        padded = np.pad(mine, ((0, padding), (0, 0)), constant_values=~0)
+        self.rows = torch.from_numpy(padded).split(device_batch_size)
         self.token_lengths = torch.from_numpy(token_lengths).to(world.device)
 
     def bits_per_byte(self, model: GPT) -> float:
         """Compute nats / (ln 2 * bytes) over all targets that stand for bytes (nanochat 5.1)."""
         totals = torch.zeros(2, dtype=torch.float64, device=self.world.device)  # nats, bytes
-        for inputs, targets in zip(self.inputs, self.targets, strict=True):
-            ids = inputs.to(self.world.device).long()
-            wanted = targets.to(self.world.device).long()
-            losses = model.token_losses(ids, wanted)
+        for rows in self.rows:
+            batch = batch_of(rows.to(self.world.device), self.text_start)
+            wanted = batch.targets
+            losses = model.token_losses(batch.inputs, wanted, texts=batch.texts)
             num_bytes = torch.where(
                 wanted != IGNORE_INDEX, self.token_lengths[wanted.clamp(min=0)], 0
             )

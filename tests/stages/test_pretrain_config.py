@@ -15,6 +15,7 @@ from nanoray.stages.pretrain_config import (
     rates,
     rows_per_step,
     schedule,
+    validation_rows,
 )
 
 
@@ -120,3 +121,8 @@ def test_what_decides_the_result_is_refused_on_a_resume_and_the_rest_may_change(
     assert not identity & free
     with pytest.raises(InputError, match="--seed was 42 and is 7"):
         continue_config(began, PretrainConfig(seed=7))
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(1, 1), (64, 1), (640, 10), (700, 10)])
+def test_validation_uses_as_many_whole_rows_as_were_asked_for(tokens: int, rows: int) -> None:
+    assert validation_rows(decided(max_seq_len=64, validation_tokens=tokens)) == rows

@@ -15,14 +15,9 @@ from nanoray.data.batches import Share, StepRows, step_rows
 from nanoray.data.blocks import Layout, layout_for, plain_blocks
 from nanoray.data.manifest import make_manifest
 from nanoray.data.plan import DataPlan
+from nanoray.stages.pretrain import recipe_of
 from nanoray.stages.pretrain_config import PretrainConfig, decide, rows_per_step
-from nanoray.stages.pretrain_worker import (
-    PretrainJob,
-    build_state,
-    run_worker,
-    validation_rows,
-    write_samples,
-)
+from nanoray.stages.training_job import TrainingJob, build_state, run_worker, write_samples
 from nanoray.train.checkpoint_files import committed_steps
 from nanoray.train.rollback import start_cursor
 from nanoray.train.world import LocalWorld
@@ -33,7 +28,7 @@ WORLD = LocalWorld()
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> PretrainJob:
+def job(tmp_path: Path) -> TrainingJob:
     config = PretrainConfig(
         run="r",
         depth=1,
@@ -51,8 +46,10 @@ def job(tmp_path: Path) -> PretrainJob:
     decided = decide(config, on_gpu=False, dtype="float32")
     manifest = make_manifest(str(small_corpus(tmp_path / "data")), "text")
     plan = DataPlan(manifest, tiny_tokenizer(), max_seq_len=64, packing="bestfit", seed=42)
-    return PretrainJob(
+    return TrainingJob(
+        stage="pretrain",
         config=decided,
+        recipe=recipe_of(decided),
         storage=str(tmp_path / "runs"),
         plan=plan,
         layout=layout_for(rows_per_step(decided), 4, 1),
@@ -62,13 +59,20 @@ def job(tmp_path: Path) -> PretrainJob:
     )
 
 
-def steps_from(job: PretrainJob, step: int) -> Iterator[StepRows]:
+def with_config(job: TrainingJob, **fields: Any) -> TrainingJob:
+    """Give the job with some fields of its config changed, and what follows from them."""
+    assert isinstance(job.config, PretrainConfig)
+    config = replace(job.config, **fields)
+    return replace(job, config=config, recipe=recipe_of(config))
+
+
+def steps_from(job: TrainingJob, step: int) -> Iterator[StepRows]:
     layout: Layout = job.layout
     blocks = plain_blocks(job.plan, layout, start_cursor(job.folder, step))
     return step_rows(blocks, layout, Share(), pin=False)
 
 
-def work(job: PretrainJob, start_step: int = 0) -> dict[str, Any]:
+def work(job: TrainingJob, start_step: int = 0) -> dict[str, Any]:
     """Do what a group of one worker does from a step on."""
     job.folder.write_config(to_json(job.config))
     attempt = job.folder.run.begin_attempt("pretrain", start_step)
@@ -77,18 +81,18 @@ def work(job: PretrainJob, start_step: int = 0) -> dict[str, Any]:
     )
 
 
-def lines_of(job: PretrainJob, name: str) -> list[dict[str, Any]]:
+def lines_of(job: TrainingJob, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(job.folder.path(name)).read_text().splitlines()]
 
 
-def weights_of(job: PretrainJob, step: int) -> str:
+def weights_of(job: TrainingJob, step: int) -> str:
     path = job.folder.path("checkpoints", f"step_{step:06d}", "manifest.json")
     digest: str = json.loads(Path(path).read_text())["files"]["model.safetensors"]["sha256"]
     return digest
 
 
 def test_a_worker_trains_to_the_end_and_leaves_checkpoints_logs_and_samples(
-    job: PretrainJob,
+    job: TrainingJob,
 ) -> None:
     result = work(job)
 
@@ -103,14 +107,12 @@ def test_a_worker_trains_to_the_end_and_leaves_checkpoints_logs_and_samples(
 
 
 def test_a_worker_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(
-    job: PretrainJob, tmp_path: Path
+    job: TrainingJob, tmp_path: Path
 ) -> None:
     work(job)
     other = replace(job, storage=str(tmp_path / "other"))
-    short = replace(other, config=replace(other.config, num_steps=8, warmdown_ratio=0.0))
-    whole = replace(
-        other, storage=str(tmp_path / "whole"), config=replace(job.config, warmdown_ratio=0.0)
-    )
+    short = with_config(other, num_steps=8, warmdown_ratio=0.0)
+    whole = with_config(replace(other, storage=str(tmp_path / "whole")), warmdown_ratio=0.0)
     work(short)
 
     work(replace(whole, storage=other.storage), start_step=8)
@@ -121,8 +123,8 @@ def test_a_worker_that_goes_on_from_a_checkpoint_ends_with_the_same_weights(
     assert lines_of(whole, "ledger.jsonl") == lines_of(job, "ledger.jsonl")
 
 
-def test_samples_follow_from_the_weights_alone(job: PretrainJob) -> None:
-    state = build_state(job.config, WORLD)
+def test_samples_follow_from_the_weights_alone(job: TrainingJob) -> None:
+    state = build_state(job, WORLD)
 
     first, second = write_samples(job, state), write_samples(job, state)
 
@@ -130,19 +132,12 @@ def test_samples_follow_from_the_weights_alone(job: PretrainJob) -> None:
     assert first[0][0] == "The capital of France is"
 
 
-def test_the_state_begins_with_the_weights_of_the_seed(job: PretrainJob) -> None:
-    again = build_state(job.config, WORLD)
-    other = build_state(replace(job.config, seed=7), WORLD)
+def test_the_state_begins_with_the_weights_of_the_seed(job: TrainingJob) -> None:
+    again = build_state(job, WORLD)
+    other = build_state(with_config(job, seed=7), WORLD)
 
-    state = build_state(job.config, WORLD)
+    state = build_state(job, WORLD)
 
     assert torch.equal(state.model.embedding.weight, again.model.embedding.weight)
     assert not torch.equal(state.model.embedding.weight, other.model.embedding.weight)
     assert (state.step, state.tokens) == (0, 0)
-
-
-@pytest.mark.parametrize(("tokens", "rows"), [(1, 1), (64, 1), (640, 10), (700, 10)])
-def test_validation_uses_as_many_whole_rows_as_were_asked_for(
-    job: PretrainJob, tokens: int, rows: int
-) -> None:
-    assert validation_rows(replace(job.config, validation_tokens=tokens)) == rows

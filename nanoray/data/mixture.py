@@ -1,0 +1,156 @@
+"""Lessons of several kinds, mixed once and for all, and kept as parquet beside what learns them.
+
+The order is nanochat's: all examples in a list, source by source, shuffled with one seed. Written
+down, a mixture is data like any other: it has a manifest, units and a plan, so training resumes in
+it exactly, on any number of workers, and one can look at what a model was taught.
+"""
+
+import json
+import logging
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
+
+from nanoray.config import DataError, InputError
+from nanoray.storage import read_json, write_json
+from nanoray.task import Lessons
+from nanoray.text.chat import check_conversation
+
+logger = logging.getLogger(__name__)
+
+MIXTURE_SEED = 42
+CONVERSATION_COLUMN = "conversation"
+SCHEMA = pa.schema([("source", pa.string()), (CONVERSATION_COLUMN, pa.string())])
+GROUP_CONVERSATIONS = 128
+"""Per row group, the least that is read at a time."""
+SHARD_CONVERSATIONS = 100_000
+VALIDATION_SHARD = "validation.parquet"
+"""The last by name, as a manifest wants it."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a mixture takes from one source."""
+
+    lessons: Lessons
+    epochs: float = 1.0
+    """How often each example comes; with 1.5 the first half of them comes twice."""
+    limit: int | None = None
+    """Only the first so many examples."""
+
+    @property
+    def size(self) -> int:
+        """Examples of one epoch."""
+        return min(len(self.lessons), self.limit or len(self.lessons))
+
+    @property
+    def count(self) -> int:
+        """Examples of all epochs."""
+        return round(self.size * self.epochs)
+
+
+def mixture_order(counts: Sequence[int], seed: int = MIXTURE_SEED) -> list[tuple[int, int]]:
+    """Give (part, number in it) of every example, shuffled as nanochat (6.0) does."""
+    order = [(part, index) for part, count in enumerate(counts) for index in range(count)]
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def write_mixture(
+    fs: AbstractFileSystem,
+    folder: str,
+    training: Sequence[Part],
+    validation: Sequence[Part],
+    *,
+    facts: dict[str, Any],  # Any: JSON
+    skip_bad: bool,
+) -> None:
+    """Write a mixture into a folder, unless it is there already and was made from the same.
+
+    Args:
+        fs: of the folder.
+        folder: gets the shards, and mixture.json when all of them are whole.
+        training: what is mixed.
+        validation: what is mixed to validate on.
+        facts: what the mixture was asked for; another one is not replaced but refused.
+        skip_bad: leave out conversations that cannot be learned from, with a warning.
+
+    Raises:
+        InputError: the folder has another mixture.
+        DataError: a conversation that cannot be learned from, by its place.
+    """
+    there = read_json(fs, f"{folder}/mixture.json")
+    if there is not None:
+        changed = [name for name, value in facts.items() if there.get(name) != value]
+        if changed:
+            raise InputError(
+                f"{folder} was mixed from another {', '.join(changed)}. Give what it began with, "
+                "another --run, or --fresh to begin anew."
+            )
+        return
+    fs.makedirs(folder, exist_ok=True)
+    counts = {
+        name: _write_part(fs, folder, name, parts, skip_bad=skip_bad)
+        for name, parts in (("train", training), ("validation", validation))
+    }
+    write_json(fs, f"{folder}/mixture.json", {**facts, "conversations": counts})
+
+
+def _write_part(
+    fs: AbstractFileSystem, folder: str, name: str, parts: Sequence[Part], *, skip_bad: bool
+) -> dict[str, int]:
+    """Write the shards for training, or the one for validation; gives how much came from where."""
+    counts = dict.fromkeys((part.lessons.name for part in parts), 0)
+    rows = _rows(parts, skip_bad=skip_bad)
+    groups = iter(lambda: list(islice(rows, GROUP_CONVERSATIONS)), [])
+    for shard, first in enumerate(groups):
+        most = None if name == "validation" else SHARD_CONVERSATIONS // GROUP_CONVERSATIONS - 1
+        file = VALIDATION_SHARD if name == "validation" else f"{name}-{shard:05d}.parquet"
+        with fs.open(f"{folder}/{file}", "wb") as sink, pq.ParquetWriter(sink, SCHEMA) as writer:
+            for group in chain([first], islice(groups, most)):
+                counts.update(Counter(counts) + Counter(source for source, _ in group))
+                columns = [pa.array(column, pa.string()) for column in zip(*group, strict=True)]
+                writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
+    if not sum(counts.values()):
+        raise DataError(
+            f"The mixture has no conversation for {name}. Give sources that have some, with --data "
+            "or --mixture."
+        )
+    logger.info("mixed for %s: %s", name, ", ".join(f"{n:,} {s}" for s, n in counts.items()))
+    return counts
+
+
+def _rows(parts: Sequence[Part], *, skip_bad: bool) -> Iterator[tuple[str, str]]:
+    """Give source and conversation of every example, in the order of the mixture."""
+    skipped = 0
+    for part, number in mixture_order([part.count for part in parts]):
+        lessons, index = parts[part].lessons, number % parts[part].size
+        messages = [dict(message) for message in lessons.example(index).messages]
+        try:
+            check_conversation(messages)
+        except InputError as error:
+            problem = f"{place_of(lessons, index)}: {error}"
+            if not skip_bad:
+                raise DataError(
+                    f"{problem} Mend it, or leave such ones out with --skip-bad-conversations."
+                ) from error
+            skipped += 1
+            if skipped <= 3:
+                logger.warning("skipped %s", problem)
+            continue
+        yield lessons.name, json.dumps(messages, ensure_ascii=False)
+    if skipped > 3:
+        logger.warning("skipped %d bad conversations in all", skipped)
+
+
+def place_of(lessons: Lessons, index: int) -> str:
+    """Say where an example stands: file and line where the lessons know them."""
+    where: Callable[[int], str] | None = getattr(lessons, "where", None)
+    return where(index) if where else f"{lessons.name}, example {index}"

@@ -1,0 +1,322 @@
+"""Midtraining and SFT as one function: mix conversations, and go on training with them."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from nanoray.cluster import connection
+from nanoray.config import InputError
+from nanoray.data.conversation_files import find_conversations
+from nanoray.data.conversations import CONVERSATIONS, CUT, LEARNED, PADDING, UNLEARNABLE
+from nanoray.data.manifest import UNIT_BYTES, Manifest, check_unchanged, make_manifest
+from nanoray.data.mixture import CONVERSATION_COLUMN, Part, write_mixture
+from nanoray.data.plan import DataPlan
+from nanoray.data.row_counts import ROWS, TOKENS, count_rows
+from nanoray.stages.finetune_config import (
+    COURSES,
+    DATA,
+    FinetuneConfig,
+    SourceAsked,
+    decide,
+    parse_mixture,
+    recipe_of,
+    with_length,
+)
+from nanoray.stages.finetune_summary import finish
+from nanoray.stages.pretrain_config import rows_of_batch
+from nanoray.stages.stage_driver import (
+    Evaluations,
+    begun_config,
+    check_rows,
+    check_space,
+    default_dtype,
+    describe_workers,
+    move_aside,
+    on_gpu,
+    open_job,
+    run_stage,
+)
+from nanoray.stages.training_job import TrainingJob
+from nanoray.storage import RunFolder, StageFolder, read_json, write_json
+from nanoray.task import Example, Lessons
+from nanoray.text.tokenizer import Tokenizer
+from nanoray.text.tokenizer_file import load_tokenizer, save_tokenizer
+from nanoray.train.checkpoint_files import committed_steps
+from nanoray.train.checkpoint_name import STAGES, SavedModel, find_model
+
+logger = logging.getLogger(__name__)
+
+Split = Literal["train", "test"]
+MakeLessons = Callable[[FinetuneConfig, str, Split, int | None], Lessons]
+"""Gives the lessons of a source by its name; the number is how many a made-up source has."""
+
+HELD_OUT_ONE_IN = 20
+"""Of the user's own conversations: to validate on."""
+LEAST_UNIT_BYTES = 200_000
+UNITS = 32
+"""A small mixture is cut into this many units, so that its epochs differ in their order."""
+
+
+class Subset:
+    """Some examples of other lessons."""
+
+    def __init__(self, lessons: Lessons, indices: Sequence[int]) -> None:
+        self.name, self.lessons, self.indices = lessons.name, lessons, indices
+
+    def __len__(self) -> int:
+        """Give the number of examples."""
+        return len(self.indices)
+
+    def example(self, index: int) -> Example:
+        """Give one example."""
+        return self.lessons.example(self.indices[index])
+
+    def where(self, index: int) -> str:
+        """Say where it stands."""
+        where: Callable[[int], str] = self.lessons.where  # type: ignore[attr-defined]
+        return where(self.indices[index])
+
+
+def finetune(
+    stage: str,
+    config: FinetuneConfig,
+    make_lessons: MakeLessons,
+    evaluations: Evaluations[FinetuneConfig],
+) -> str:
+    """Train a stage on conversations, or go on where an earlier start of it stopped.
+
+    Args:
+        stage: `midtrain` or `sft`.
+        config: what the user gave.
+        make_lessons: where the conversations come from.
+        evaluations: of what the stage saves.
+
+    Returns:
+        What the user is told at the end.
+
+    Raises:
+        InputError: something the user gave does not work out.
+    """
+    storage = connection.absolute_address(config.storage or "runs")
+    began = time.time()
+    connection.connect()
+    job = prepare(stage, config, storage, make_lessons, evaluations)
+    return run_stage(job, evaluations, finish, began=began)
+
+
+def prepare(
+    stage: str,
+    config: FinetuneConfig,
+    storage: str,
+    make_lessons: MakeLessons,
+    evaluations: Evaluations[FinetuneConfig],
+) -> TrainingJob:
+    """Decide and check everything, mix the conversations, and open the stage."""
+    config, folder, start = open_stage(stage, config, storage)
+    evaluations.check(config)
+    course = COURSES[stage]
+    resources = connection.choose_resources(config)
+    rows_per_step = rows_of_batch(config.total_batch_tokens, config.max_seq_len)
+    check_rows(config, rows_per_step, resources.num_workers[1])
+    tokenizer = find_tokenizer(folder.run, start)
+    if config.fresh:
+        move_aside(folder)
+    manifest = mix(config, folder, make_lessons)
+    plan = plan_of(config, manifest, tokenizer)
+    counts = count_once(folder, plan)
+    config = with_length(config, counts[ROWS])
+    recipe = recipe_of(config, course, start, text_start=tokenizer.bos_id)
+    check_space(config, recipe, folder, resources)
+    save_tokenizer(tokenizer, folder.run.tokenizer_address)
+    num_bytes = sum(unit.num_bytes for unit in plan.units)
+    job = open_job(
+        folder,
+        config=config,
+        recipe=recipe,
+        plan=plan,
+        rows_per_step=rows_per_step,
+        resources=resources,
+        bytes_per_token=num_bytes / (counts[ROWS] * plan.max_seq_len),
+    )
+    describe(job, config, start, counts)
+    return job
+
+
+def open_stage(
+    stage: str, config: FinetuneConfig, storage: str
+) -> tuple[FinetuneConfig, StageFolder, SavedModel]:
+    """Find the stage's folder and where it starts from, and decide its config."""
+    if config.run is None and config.from_ is None:
+        raise InputError(
+            "--run is missing: name the run to go on with, or give another one and --from."
+        )
+    if config.data is not None:
+        config = dataclasses.replace(config, data=connection.absolute_address(config.data))
+    name = config.run or str(config.from_).partition("/")[0].partition("@")[0]
+    folder = RunFolder(storage, name).stage(stage)
+    if config.from_ is None:
+        saved = None if config.fresh else folder.read_config()
+        source = saved["from_"] if saved else stage_before(folder)
+    else:
+        source = find_model(storage, config.from_).name
+    start = find_model(storage, source)
+    config = dataclasses.replace(config, run=name, from_=source)
+    begun = begun_config(config, folder)
+    if begun is not None:
+        data = (folder.read_config() or {}).get("data")
+        config = dataclasses.replace(begun, data=begun.data or data)
+    gpu = on_gpu()
+    decided = decide(config, COURSES[stage], start.config(), on_gpu=gpu, dtype=default_dtype())
+    return decided, folder, start
+
+
+def stage_before(folder: StageFolder) -> str:
+    """Name the newest checkpoint of the latest finished stage before this one.
+
+    Raises:
+        InputError: there is none.
+    """
+    run = folder.run
+    done = run.read_state().get("stages_done", [])
+    for stage in reversed(STAGES[: STAGES.index(folder.name)]):
+        steps = committed_steps(run.stage(stage))
+        if stage in done and steps:
+            return find_model(run.storage, f"{run.run}/{stage}").name
+        if steps:
+            raise InputError(
+                f"{run}/{stage} is not finished. Finish it, or give --from "
+                f"{run.run}/{stage} to go on from its newest checkpoint."
+            )
+    raise InputError(
+        f"{run} has no finished stage before {folder.name}. Train one with jobs/pretrain.py, or "
+        "give --from RUN with a checkpoint."
+    )
+
+
+def find_tokenizer(run: RunFolder, start: SavedModel) -> Tokenizer:
+    """Give the tokenizer of the checkpoint that the stage starts from.
+
+    Raises:
+        InputError: the run has another one.
+    """
+    tokenizer = start.tokenizer()
+    if run.fs.exists(run.tokenizer_file):
+        own = load_tokenizer(run.tokenizer_address)
+        if own.hash != tokenizer.hash:
+            raise InputError(
+                f"--from {start.name} has another tokenizer than run {run.run}. Give another --run."
+            )
+    return tokenizer
+
+
+def mix(config: FinetuneConfig, folder: StageFolder, make_lessons: MakeLessons) -> Manifest:
+    """Mix the conversations, unless that is done, and list what the mixture is made of."""
+    assert config.mixture, "decided"
+    assert config.validation_mixture, "decided"
+    place = folder.path("mixture")
+    address = f"{folder}/mixture"
+    saved = None if config.fresh else read_json(folder.fs, folder.path("manifest.json"))
+    if saved is not None:
+        return check_unchanged(Manifest.from_json(saved), address)
+    facts = {"training": config.mixture, "validation": config.validation_mixture}
+    made = read_json(folder.fs, f"{place}/mixture.json") is not None
+    write_mixture(
+        folder.fs,
+        place,
+        [] if made else parts_of(config, config.mixture, "train", make_lessons),
+        [] if made else parts_of(config, config.validation_mixture, "test", make_lessons),
+        facts=facts,
+        skip_bad=config.skip_bad_conversations,
+    )
+    manifest = make_manifest(address, CONVERSATION_COLUMN)
+    num_bytes = sum(shard.num_bytes for shard in manifest.shards)
+    unit_bytes = max(LEAST_UNIT_BYTES, min(UNIT_BYTES, num_bytes // UNITS))
+    return dataclasses.replace(manifest, unit_bytes=unit_bytes)
+
+
+def parts_of(
+    config: FinetuneConfig, mixture: str, split: Split, make_lessons: MakeLessons
+) -> list[Part]:
+    """Read the sources of a mixture."""
+    return [
+        Part(lessons_of(config, asked, split, make_lessons), asked.epochs, asked.limit)
+        for asked in parse_mixture(mixture)
+    ]
+
+
+def lessons_of(
+    config: FinetuneConfig, asked: SourceAsked, split: Split, make_lessons: MakeLessons
+) -> Lessons:
+    """Read one source."""
+    if asked.name != DATA:
+        return make_lessons(config, asked.name, split, asked.limit)
+    if config.data is None:
+        raise InputError(f"The mixture has {DATA!r}, and --data is missing. Give it, or leave out.")
+    lessons = find_conversations(config.data)
+    held_out = range(0, len(lessons), HELD_OUT_ONE_IN)
+    if len(lessons) < 2:
+        raise InputError(
+            f"--data {config.data} has {len(lessons)} conversations; the least is 2, one to learn "
+            "from and one to validate on."
+        )
+    chosen = set(held_out)
+    wanted = [i for i in range(len(lessons)) if (i in chosen) == (split == "test")]
+    return Subset(lessons, wanted)
+
+
+def plan_of(config: FinetuneConfig, manifest: Manifest, tokenizer: Tokenizer) -> DataPlan:
+    """Plan the rows of a decided config."""
+    assert config.max_seq_len, "decided"
+    return DataPlan(
+        manifest,
+        tokenizer,
+        max_seq_len=config.max_seq_len,
+        packing=f"chat-{config.learn}",
+        seed=config.seed,
+    )
+
+
+def count_once(folder: StageFolder, plan: DataPlan) -> dict[str, int]:
+    """Count the rows of the plan, or read what was counted when the stage began.
+
+    Raises:
+        InputError: no conversation has anything to learn.
+    """
+    path = folder.path("rows.json")
+    saved = read_json(folder.fs, path) or {}
+    if saved.get("data_hash") == plan.hash:
+        return dict(saved["counts"])
+    counts = count_rows(plan)
+    if not counts[ROWS]:
+        raise InputError(
+            f"None of the {counts.get(CONVERSATIONS, 0)} conversations has a token to learn within "
+            f"--max-seq-len {plan.max_seq_len}. Give others, or longer rows."
+        )
+    write_json(folder.fs, path, {"data_hash": plan.hash, "counts": counts})
+    return counts
+
+
+def describe(
+    job: TrainingJob, config: FinetuneConfig, start: SavedModel, counts: dict[str, int]
+) -> None:
+    """Tell the user what is trained on what, before anything starts."""
+    cells = counts[ROWS] * (job.plan.max_seq_len + 1)
+    logger.info("%s goes on from %s, learning %s tokens", job.folder, start.name, config.learn)
+    logger.info(
+        "%s conversations, %s tokens, %s of them to learn, in %s rows, %.1f %% padding",
+        *(f"{counts.get(name, 0):,}" for name in (CONVERSATIONS, TOKENS, LEARNED, ROWS)),
+        100 * counts.get(PADDING, 0) / cells,
+    )
+    for name in (CUT, UNLEARNABLE):
+        if counts.get(name):
+            logger.warning("%s: %s", name, f"{counts[name]:,}")
+    logger.info(
+        "%s steps of %s tokens, %.2f epochs, learning rates times %g",
+        f"{job.num_steps:,}",
+        f"{config.total_batch_tokens:,}",
+        job.num_steps * job.layout.rows_per_step / counts[ROWS],
+        config.lr_fraction,
+    )
+    describe_workers(job)

@@ -1,0 +1,214 @@
+"""What the driver of every training stage does: prepare with care, run the workers, report."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeVar
+
+import ray
+import torch
+
+from nanoray.cluster import connection
+from nanoray.cluster.group import Group, run_on_workers
+from nanoray.config import InputError, RunConfig, continue_config, from_json, to_json
+from nanoray.data.blocks import layout_for
+from nanoray.data.feed import start_pacer
+from nanoray.data.plan import DataPlan
+from nanoray.events import DONE, INTERRUPTED, append_event
+from nanoray.progress import RunDisplay
+from nanoray.stages.pretrain_config import checkpoint_bytes
+from nanoray.stages.training_job import Recipe, TrainingJob
+from nanoray.storage import StageFolder, with_patience, write_json
+from nanoray.train.device import training_dtype
+
+logger = logging.getLogger(__name__)
+
+Config = TypeVar("Config", bound=RunConfig, contravariant=True)
+AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
+
+
+class Evaluations(Protocol[Config]):
+    """Evaluates what a stage saves, if its config asks for it."""
+
+    def check(self, config: Config) -> None:
+        """Read what is needed.
+
+        Raises:
+            InputError: it is not there.
+        """
+        ...
+
+    def watch(self, job: TrainingJob) -> AbstractContextManager[None]:
+        """Evaluate saved steps while the context is open, and what is left when it is closed."""
+        ...
+
+
+def on_gpu() -> bool:
+    """Say whether the cluster trains on GPUs."""
+    return connection.cluster_total()["GPU"] >= 1
+
+
+def default_dtype() -> str:
+    """Give the precision of the computation where nobody has chosen one."""
+    if on_gpu():
+        return "bfloat16"
+    return str(training_dtype(torch.device("cpu"))).removeprefix("torch.")
+
+
+def begun_config(config: AnyConfig, folder: StageFolder) -> AnyConfig | None:
+    """Give the config of a stage that has begun, merged with what is asked for now.
+
+    Raises:
+        InputError: an identity field has another value.
+    """
+    saved = None if config.fresh else folder.read_config()
+    if saved is None:
+        return None
+    return continue_config(from_json(type(config), saved), config)
+
+
+def check_rows(config: RunConfig, rows: int, most_workers: int) -> None:
+    """Raise an InputError if there are more workers than rows in a step."""
+    if most_workers > rows:
+        raise InputError(
+            f"--num-workers {config.num_workers or most_workers} is more than the {rows} rows of a "
+            f"step. Give at most {rows}, or a larger --total-batch-tokens."
+        )
+
+
+def check_space(
+    config: RunConfig, recipe: Recipe, folder: StageFolder, resources: connection.Resources
+) -> None:
+    """Raise a StorageError if the storage does not hold what the stage keeps."""
+    num_kept = config.keep_last + 1 + most_waiting(recipe, resources)
+    folder.run.check_writable(checkpoint_bytes(recipe.model) * num_kept)
+
+
+def most_waiting(recipe: Recipe, resources: connection.Resources) -> int:
+    """Count the checkpoints that may have to be kept until they are evaluated."""
+    if recipe.evaluate_every is None:
+        return 0
+    if resources.use_gpu and connection.gpus_present() <= resources.num_workers[1]:
+        return recipe.schedule.num_steps // recipe.evaluate_every
+    return 1
+
+
+def open_job(  # noqa: PLR0913 (what a job is made of)
+    folder: StageFolder,
+    *,
+    config: RunConfig,
+    recipe: Recipe,
+    plan: DataPlan,
+    rows_per_step: int,
+    resources: connection.Resources,
+    bytes_per_token: float,
+) -> TrainingJob:
+    """Write what the stage begins with into its folder, and give the job."""
+    most_workers = resources.num_workers[1]
+    write_json(folder.fs, folder.path("manifest.json"), plan.manifest.to_json())
+    folder.write_config(to_json(config))
+    layout = layout_for(rows_per_step, recipe.device_batch_size, most_workers)
+    return TrainingJob(
+        stage=folder.name,
+        config=config,
+        recipe=recipe,
+        storage=folder.run.storage,
+        plan=plan,
+        layout=layout,
+        resources=resources,
+        bytes_per_token=bytes_per_token,
+        pacer=start_pacer(layout, most_workers, resources.num_readers),
+    )
+
+
+def move_aside(folder: StageFolder) -> str | None:
+    """Move an earlier stage aside and forget that it was done; gives its new place, if any."""
+    moved = folder.move_aside()
+    if moved is not None:
+        folder.run.forget_stage(folder.name)
+        logger.info("moved the earlier %s to %s", folder.name, moved)
+    return moved
+
+
+def describe_workers(job: TrainingJob) -> None:
+    """Tell the user who computes what."""
+    least, most = job.resources.num_workers
+    logger.info(
+        "%s worker(s) on %s with %g CPUs and %d threads each; a step is %d blocks of %d rows",
+        least if least == most else f"{least} to {most}",
+        "GPU" if job.resources.use_gpu else "CPU",
+        job.resources.cpus_per_worker,
+        job.resources.threads_per_worker,
+        job.layout.blocks_per_step,
+        job.layout.rows_per_block,
+    )
+
+
+def run_stage(
+    job: TrainingJob,
+    evaluations: Evaluations[AnyConfig] | None,
+    finish: Callable[[TrainingJob], str],
+    *,
+    began: float,
+) -> str:
+    """Train unless that is done already, evaluate, and give what `finish` tells the user.
+
+    `began` is when the job was started, in seconds since the epoch.
+    """
+    folder = job.folder
+    with evaluations.watch(job) if evaluations else contextlib.nullcontext():
+        if job.stage in folder.run.read_state().get("stages_done", []):
+            logger.info("%s is finished; --fresh begins it anew", folder)
+        else:
+            append_event(folder, "start", time=began)
+            train_on_cluster(job)
+    return with_patience(lambda: finish(job), job.config.storage_patience_seconds, str(folder))
+
+
+def train_on_cluster(job: TrainingJob) -> None:
+    """Run the workers until the last step is saved."""
+    display = RunDisplay(job.num_steps, log_every=job.config.log_every)
+    group = Group(
+        worker=job.work,
+        begin=job.begin,
+        newest_step=job.newest_step,
+        record=job.record,
+        device_batch_size=job.recipe.device_batch_size,
+        pacer=job.pacer,
+        resources=job.resources,
+        max_restarts=job.config.max_restarts,
+        hang_seconds=job.config.hang_seconds,
+    )
+    with recorded(job.folder, job.config.storage_patience_seconds):
+        result = run_on_workers(group, job.folder.run, display)
+    packed = ray.get(job.pacer.totals.remote())
+    facts = {
+        **(result if isinstance(result, dict) else {}),
+        "dropped_tokens_share": packed["dropped_tokens"] / max(1, packed["tokens"]),
+    }
+
+    def mark() -> None:
+        write_json(job.folder.fs, job.folder.path("result.json"), facts)
+        job.folder.run.mark_done(job.stage)
+
+    with_patience(mark, job.config.storage_patience_seconds, str(job.folder))
+
+
+@contextlib.contextmanager
+def recorded(folder: StageFolder, patience_seconds: float) -> Iterator[None]:
+    """Record when the job asks the cluster for workers, and how that ended.
+
+    A run that has ended well waits for its storage; one that failed tells of its own failure.
+    """
+    append_event(folder, "submit")
+    try:
+        yield
+    except BaseException as error:
+        why = INTERRUPTED if isinstance(error, KeyboardInterrupt) else type(error).__name__
+        try:
+            append_event(folder, "stop", why=why)
+        except OSError as unwritten:
+            logger.warning("%s could not be told how the job ended: %s", folder, unwritten)
+        raise
+    with_patience(lambda: append_event(folder, "stop", why=DONE), patience_seconds, str(folder))

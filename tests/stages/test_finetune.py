@@ -1,0 +1,189 @@
+"""Midtraining and SFT: the loss of packed rows, resuming, and what a user is told."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from evals.gsm8k import GSM8K
+from nanoray.config import InputError
+from nanoray.data.batches import batch_of
+from nanoray.data.conversation_files import find_conversations
+from nanoray.data.conversations import CUT, UNLEARNABLE, pack_conversations
+from nanoray.model.gpt import GPT
+from nanoray.stages.finetune import Subset, stage_before
+from nanoray.storage import RunFolder
+from nanoray.task import Lessons
+from nanoray.text.chat import render
+from tests.evals.local_hub import SHARED_DATA, existing, local_hub
+from tests.running import Cluster, kill_a_worker, kill_job, read_run, run_job, start_job
+from tests.running import wait_for_step as wait
+from tests.stages.chats import FLAGS, save_base, write_chats
+from tests.support import tiny_gpt, tiny_tokenizer
+
+
+def double_gpt(max_seq_len: int) -> GPT:
+    model = tiny_gpt(vocab_size=tiny_tokenizer().vocab_size, max_seq_len=max_seq_len).double()
+    model.compute_dtype = torch.float64
+    return model.requires_grad_(False)
+
+
+def reference_loss(model: GPT, conversations: list[Any], row_len: int) -> tuple[float, int]:
+    """Sum the loss of one conversation at a time by torch's cross entropy, in float64."""
+    total, count = 0.0, 0
+    for messages in conversations:
+        ids, mask = render(messages, tiny_tokenizer(), row_len)
+        if not any(mask[1:]):
+            continue
+        logits = model.unembedding(model.hidden(torch.tensor([ids[:-1]])))[0]
+        capped = model.config.softcap * torch.tanh(logits / model.config.softcap)
+        losses = F.cross_entropy(capped, torch.tensor(ids[1:]), reduction="none")
+        total += float((losses * torch.tensor(mask[1:])).sum())
+        count += sum(mask[1:])
+    return total, count
+
+
+def check_loss(lessons: Lessons, indices: range, T: int) -> dict[str, int]:
+    """Compare the loss of packed rows with the reference; gives what packing counted."""
+    tokenizer, model = tiny_tokenizer(), double_gpt(T)
+    conversations = [lessons.example(index).messages for index in indices]
+    documents = [json.dumps(list(messages)) for messages in conversations]
+    unit = pack_conversations(documents, tokenizer, row_len=T + 1, learn="assistant")
+
+    total, count = 0.0, 0
+    for rows in torch.from_numpy(unit.rows).split(4):
+        batch = batch_of(rows, tokenizer.bos_id)
+        total += model.loss_sum(batch.inputs, batch.targets, texts=batch.texts).item()
+        count += int((batch.targets >= 0).sum())
+
+    expected, expected_count = reference_loss(model, conversations, T + 1)
+    assert count == expected_count
+    # The soft cap and the sums of the loss are fp32.
+    assert total == pytest.approx(expected, rel=1e-5)
+    assert len(unit.rows) < len(conversations)
+    return dict(unit.counts)
+
+
+def test_the_loss_on_chitchat_is_that_of_one_conversation_at_a_time() -> None:
+    lessons = find_conversations(str(existing(SHARED_DATA / "hub/chitchat/train.parquet")))
+
+    counts = check_loss(lessons, range(60), T=512)
+
+    assert counts[UNLEARNABLE] == 0
+
+
+def test_the_loss_on_gsm8k_with_conversations_cut_and_left_out_is_too() -> None:
+    counts = check_loss(GSM8K("train", local_hub()), range(60), T=160)
+
+    assert counts[CUT] > 0
+    assert counts[UNLEARNABLE] > 0
+
+
+def sft(storage: Path, run: str, num_workers: int = 2, steps: int = 40) -> list[object]:
+    flags = ["--run", run, "--storage", storage, "--data", storage / "own.jsonl"]
+    flags += ["--num-workers", num_workers, "--num-steps", steps, "--save-every", 10]
+    return [*flags, "--validate-every", 20, *FLAGS]
+
+
+@pytest.mark.cluster
+def test_sft_killed_twice_equals_the_undisturbed_one(ray_cluster: Cluster, tmp_path: Path) -> None:
+    env = ray_cluster.environment()
+    write_chats(tmp_path / "own.jsonl")
+    for run in ("calm", "killed"):
+        save_base(tmp_path, run)
+    code, output = run_job("sft.py", *sft(tmp_path, "calm"), env=env)
+    assert code == 0, output
+    assert "conversations without a token to learn" in output
+
+    process = start_job("sft.py", *sft(tmp_path, "killed"), env=env)
+    wait(process, tmp_path, "killed", 12, stage="sft")
+    kill_a_worker(ray_cluster, random.Random(0))
+    wait(process, tmp_path, "killed", 31, stage="sft")
+    kill_job(process)
+    code, output = run_job("sft.py", *sft(tmp_path, "killed"), env=env)
+
+    assert code == 0, output
+    assert "from the checkpoint of step" in output
+    expected = read_run(tmp_path, "calm", "sft")
+    assert read_run(tmp_path, "killed", "sft") == expected
+    assert all(loss is not None for _, loss, _ in expected["losses"])
+    page = (tmp_path / "killed/sft/report.html").read_text()
+    assert "calm/pretrain@10" not in page
+    assert "killed/pretrain@10" in page
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_any_number_of_workers_learns_the_same_rows_in_the_same_steps(
+    ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    write_chats(tmp_path / "own.jsonl")
+    for num_workers in (1, 2, 3):
+        save_base(tmp_path, f"w{num_workers}")
+        command = sft(tmp_path, f"w{num_workers}", num_workers, steps=20)
+        code, output = run_job("midtrain.py", *command, env=ray_cluster.environment())
+        assert code == 0, output
+
+    runs = [read_run(tmp_path, f"w{n}", "midtrain") for n in (1, 2, 3)]
+    assert len({run["ledger"] for run in runs}) == 1
+
+
+@pytest.mark.cluster
+def test_bad_input_of_sft_is_told_in_one_sentence(ray_cluster: Cluster, tmp_path: Path) -> None:
+    env = ray_cluster.environment()
+    save_base(tmp_path, "r")
+    (tmp_path / "bad.jsonl").write_text('{"messages": [{"role": "bot", "content": "x"}]}\n' * 3)
+
+    cases = [
+        ((), "error: --run is missing: name the run to go on with"),
+        (("--run", "none"), "has no finished stage before sft. Train one with jobs/pretrain.py"),
+        (("--run", "r", "--data", tmp_path / "bad.jsonl"), "error: bad.jsonl line "),
+        (("--run", "r", "--mixture", "smalltalk"), "--mixture has 'smalltalk', and there is no"),
+    ]
+    for flags, said in cases:
+        code, output = run_job("sft.py", *flags, "--storage", tmp_path, *FLAGS, env=env)
+        assert code == 2, output
+        assert said in output
+
+
+class Letters:
+    name = "letters"
+
+    def __len__(self) -> int:
+        return 5
+
+    def example(self, index: int) -> Any:
+        return "abcde"[index]
+
+    def where(self, index: int) -> str:
+        return f"line {index}"
+
+
+def test_a_subset_has_its_own_numbers_and_the_places_of_the_whole() -> None:
+    subset = Subset(Letters(), [4, 1])
+
+    found: Any = subset.example(0)
+    assert (len(subset), found, subset.where(1)) == (2, "e", "line 1")
+
+
+def test_a_stage_starts_from_the_latest_finished_one_before_it(tmp_path: Path) -> None:
+    save_base(tmp_path, "r")
+    run = RunFolder(str(tmp_path), "r")
+
+    assert stage_before(run.stage("sft")) == "r/pretrain@10"
+    assert stage_before(run.stage("midtrain")) == "r/pretrain@10"
+    with pytest.raises(InputError, match="no finished stage before pretrain"):
+        stage_before(run.stage("pretrain"))
+
+
+def test_a_stage_that_is_not_finished_is_no_start_unless_named(tmp_path: Path) -> None:
+    save_base(tmp_path, "r")
+    run = RunFolder(str(tmp_path), "r")
+    run.forget_stage("pretrain")
+
+    with pytest.raises(InputError, match=r"r/pretrain is not finished\. Finish it, or give --from"):
+        stage_before(run.stage("sft"))

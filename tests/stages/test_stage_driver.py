@@ -1,0 +1,57 @@
+"""What the driver of every stage decides before anything is started."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from nanoray.cluster.connection import Resources
+from nanoray.config import InputError, to_json
+from nanoray.stages.pretrain_config import PretrainConfig
+from nanoray.stages.stage_driver import begun_config, check_rows, most_waiting, move_aside
+from nanoray.stages.training_job import TrainingJob
+from nanoray.storage import RunFolder
+from tests.stages.test_training_job import job as job_fixture
+
+job = job_fixture
+
+
+def test_a_stage_that_has_begun_goes_on_with_what_it_began_with(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path), "r").stage("sft")
+    assert begun_config(PretrainConfig(), folder) is None
+    folder.write_config(to_json(PretrainConfig(seed=7, depth=3)))
+
+    begun = begun_config(PretrainConfig(seed=7, log_every=2), folder)
+
+    assert begun is not None
+    assert (begun.depth, begun.log_every) == (3, 2)
+    with pytest.raises(InputError, match="--seed was 7 and is 8"):
+        begun_config(PretrainConfig(seed=8), folder)
+    assert begun_config(PretrainConfig(seed=8, fresh=True), folder) is None
+
+
+def test_more_workers_than_rows_are_refused() -> None:
+    check_rows(PretrainConfig(), rows=4, most_workers=4)
+
+    with pytest.raises(InputError, match="--num-workers 5 is more than the 4 rows of a step"):
+        check_rows(PretrainConfig(), rows=4, most_workers=5)
+
+
+def test_a_stage_that_is_moved_aside_is_not_done_any_more(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path), "r").stage("sft")
+    assert move_aside(folder) is None
+    folder.write_config({"seed": 1})
+    folder.run.mark_done("sft")
+
+    moved = move_aside(folder)
+
+    assert moved is not None
+    assert Path(moved, "config.json").exists()
+    assert folder.run.read_state()["stages_done"] == []
+
+
+def test_on_cpus_one_checkpoint_at_a_time_waits_to_be_evaluated(job: TrainingJob) -> None:
+    resources = Resources((1, 1), False, 1.0, 1, 1)
+
+    assert most_waiting(job.recipe, resources) == 0
+    assert most_waiting(replace(job.recipe, evaluate_every=5), resources) == 1
