@@ -1,7 +1,7 @@
 """What a model can be taught with, by the names on the command line."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 from evals import TaskSettings
 from evals.arc import ARC
@@ -16,7 +16,8 @@ from evals.spelling import SimpleSpelling, SpellingBee
 from evals.words import EMBEDDED_WORDS, load_words
 from nanoray.config import InputError
 from nanoray.stages.finetune_config import FinetuneConfig
-from nanoray.task import Lessons
+from nanoray.stages.rl_config import RLConfig
+from nanoray.task import Lessons, Task
 
 Split = Literal["train", "test"]
 
@@ -63,7 +64,9 @@ SOURCES: dict[str, MakeLessons] = {
 """Each reads its data when it is made."""
 
 
-def lessons_of(config: FinetuneConfig, name: str, split: Split, size: int | None) -> Lessons:
+def lessons_of(
+    config: FinetuneConfig | RLConfig, name: str, split: Split, size: int | None
+) -> Lessons:
     """Make the lessons of a source for a stage.
 
     Raises:
@@ -80,3 +83,23 @@ def lessons_of(config: FinetuneConfig, name: str, split: Split, size: int | None
         identity_file=located(config.identity_file),
     )
     return SOURCES[name](settings, split, size)
+
+
+GRADED = ("gsm8k", "spellingbee", "simplespelling", "arithmetic", "identity", "facts")
+"""Sources whose answers are written freely, and graded."""
+
+
+def task_of(config: RLConfig, name: str, split: Split) -> Task:
+    """Make a task to be rewarded for.
+
+    Raises:
+        InputError: no such task, or data that are not there.
+    """
+    if name not in GRADED:
+        raise InputError(
+            f"--tasks has {name!r}, and no such task gives rewards. There are {', '.join(GRADED)}."
+        )
+    size = config.task_size if split == "train" else None
+    lessons = lessons_of(config, name, split, size)
+    assert hasattr(lessons, "grade"), "the graded sources are tasks"
+    return cast("Task", lessons)

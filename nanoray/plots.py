@@ -70,6 +70,21 @@ BITS_PER_BYTE = Plot(
 PLOTS = (
     LOSS,
     BITS_PER_BYTE,
+    Plot(
+        title="Reward",
+        unit="mean of a step's answers",
+        key="rl/reward",
+        is_noisy=True,
+        is_optional=True,
+        from_zero=True,
+    ),
+    Plot(
+        title="Held-out questions",
+        unit="pass@1",
+        key="validation/pass_at_1",
+        is_optional=True,
+        from_zero=True,
+    ),
     Plot(title="CORE", unit="mean of centred accuracies", key="eval/core", is_optional=True),
     Plot(
         title="Learning rate",

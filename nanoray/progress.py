@@ -22,6 +22,8 @@ FACTS = (
     ("train/tokens_per_second", 1, "{:,.0f} tok/s"),
     ("train/mfu", 100, "mfu {:.1f} %"),
     ("validation/bits_per_byte", 1, "bpb {:.4f}"),
+    ("rl/reward", 1, "reward {:.3f}"),
+    ("validation/pass_at_1", 1, "pass@1 {:.3f}"),
 )
 """What is told of a step: its name, a factor, and how it is written."""
 

@@ -49,3 +49,36 @@ class Task(Lessons, Protocol):
     def grade(self, index: int, answer: str) -> Grade:
         """Grade an answer to an example: what the assistant wrote, or its choice."""
         ...
+
+
+class JoinedTask:
+    """Several tasks as one, their examples one after the other."""
+
+    baseline: float = 0.0
+    sandbox: str | None = None
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks = tasks
+        self.name = "+".join(task.name for task in tasks)
+
+    def __len__(self) -> int:
+        """Give the number of examples of all."""
+        return sum(map(len, self.tasks))
+
+    def example(self, index: int) -> Example:
+        """Give one example."""
+        task, inner = self._find(index)
+        return task.example(inner)
+
+    def grade(self, index: int, answer: str) -> Grade:
+        """Let the example's own task grade an answer."""
+        task, inner = self._find(index)
+        return task.grade(inner, answer)
+
+    def _find(self, index: int) -> tuple[Task, int]:
+        """Give the task of an example, and its index there."""
+        for task in self.tasks:
+            if 0 <= index < len(task):
+                return task, index
+            index -= len(task)
+        raise IndexError(f"no such example of {self.name}")

@@ -1,6 +1,8 @@
 """The protocol of tasks: a class of one's own is one without a base class."""
 
-from nanoray.task import Example, Grade, Task
+import pytest
+
+from nanoray.task import Example, Grade, JoinedTask, Task
 
 
 class Doubling:
@@ -29,3 +31,14 @@ def own_answers_right(task: Task) -> int:
 def test_whatever_has_examples_and_grades_is_a_task() -> None:
     assert own_answers_right(Doubling()) == 10
     assert Doubling().grade(3, "7") == Grade(False, "wrong")
+
+
+def test_tasks_are_joined_one_after_the_other() -> None:
+    joined = JoinedTask([Doubling(), Doubling()])
+
+    assert (len(joined), joined.name) == (20, "doubling+doubling")
+    assert joined.example(13) == Doubling().example(3)
+    assert joined.grade(13, "6").is_correct
+    assert not joined.grade(13, "26").is_correct
+    with pytest.raises(IndexError):
+        joined.example(20)

@@ -3,8 +3,8 @@
 import queue
 import threading
 import time
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -31,6 +31,10 @@ class Batch:
     """int64; IGNORE_INDEX where there is no loss."""
     texts: Tensor | None = None
     """int64: the number of each token's text in its row, where texts do not see each other."""
+    factors: Tensor | None = None
+    """fp32: what each target's loss is multiplied by."""
+    old_logprobs: Tensor | None = None
+    """fp32: each target's log-probability under the weights that drew it, where those are older."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,12 @@ class StepRows:
     """(rows_per_step, RECORD_FIELDS) int64; this rank's rows at their places, 0 elsewhere."""
     wait_seconds: float
     """How long the rank waited for them."""
+    factors: Tensor | None = None
+    """(n, T), as in `Batch`."""
+    old_logprobs: Tensor | None = None
+    """(n, T), as in `Batch`."""
+    means: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Name -> sum and count of what is told of the step's rows; all ranks have the same names."""
 
     def microbatches(
         self, device_batch_size: int, device: torch.device, text_start: int | None = None
@@ -51,8 +61,13 @@ class StepRows:
 
         With `text_start`, the id with which each text begins, texts of a row are told apart.
         """
-        for part in self.rows.split(device_batch_size):
-            yield batch_of(part.to(device, non_blocking=True), text_start)
+        for start in range(0, len(self.rows), device_batch_size):
+            part = slice(start, start + device_batch_size)
+            batch = batch_of(self.rows[part].to(device, non_blocking=True), text_start)
+            if self.factors is not None:
+                old = None if self.old_logprobs is None else self.old_logprobs[part].to(device)
+                batch = replace(batch, factors=self.factors[part].to(device), old_logprobs=old)
+            yield batch
 
 
 def batch_of(rows: Tensor, text_start: int | None) -> Batch:
@@ -118,7 +133,7 @@ def step_rows(
                 raise item
             if item is None:
                 raise DataOrderError("The stream of training data ended before the last step.")
-            yield StepRows(item.rows, item.record, time.perf_counter() - began)
+            yield replace(item, wait_seconds=time.perf_counter() - began)
     finally:
         done.set()
 

@@ -84,7 +84,7 @@ class DataPlan:
     def unit(self, position: int) -> Unit:
         """Give the unit at an absolute position."""
         epoch, index = divmod(position, len(self.units))
-        return self.units[int(_permutation(self.seed, epoch, len(self.units))[index])]
+        return self.units[int(permutation(self.seed, epoch, len(self.units))[index])]
 
     def pack(self, position: int) -> PackedUnit:
         """Read, tokenize and pack the unit at an absolute position: a pure function."""
@@ -158,7 +158,7 @@ def _rebuild(
 
 
 @lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, num_units: int) -> npt.NDArray[np.int64]:
+def permutation(seed: int, epoch: int, num_units: int) -> npt.NDArray[np.int64]:
     """Draw the order of the units in an epoch."""
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(num_units)
 

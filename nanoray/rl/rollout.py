@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -59,6 +59,8 @@ class Rollouts:
         self.engine, self.config = engine, config
         self.version: int | None = None
         """Of the weights that were loaded last; None while they are those of the engine's model."""
+        self.on_progress: Callable[[], None] = lambda: None
+        """Called while answers are drawn, to say that somebody lives."""
 
     def load(self, weights: dict[str, Tensor], version: int) -> None:
         """Go on with other weights; they are copied, and rounded to the compute dtype."""
@@ -94,6 +96,7 @@ class Rollouts:
         ]
         drawn: dict[tuple[int, int], list[TokenOutput]] = defaultdict(list)
         while self.engine.has_work:
+            self.on_progress()
             for output in self.engine.step():
                 drawn[output.request, output.sample].append(output)
         return [

@@ -5,7 +5,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -18,12 +18,9 @@ import torch
 from torch import Tensor
 
 from nanoray.config import InputError, RunFailedError
-from nanoray.inference.engine import Engine, EngineConfig
-from nanoray.model.gpt import DTYPES, GPT, GPTConfig
-from nanoray.rl.rollout import RolloutConfig, Rollouts
+from nanoray.model.gpt import DTYPES
+from nanoray.rl.source import PartAsked, RolloutSource
 from nanoray.rl.trajectory import Trajectory
-from nanoray.task import Task
-from nanoray.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -31,28 +28,10 @@ Packed = dict[str, npt.NDArray[np.uint8]]
 """Weights as bytes. Ray keeps arrays outside of the pickle: 200 MB were put in 0.2 s, and are read
 in place by all workers of a node; as tensors that took 0.3 to 0.5 s, and a copy in each worker."""
 
+PROGRESS_SECONDS = 1.0
 PATIENCE_SECONDS = 30.0
 """Without an answer for so long, it is said what is waited for."""
 CLOSE_SECONDS = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutSource:
-    """What a worker makes its rollouts from; weights are published."""
-
-    model: GPTConfig
-    compute_dtype: str
-    tokenizer: dict[str, Any]  # Any: JSON
-    """`Tokenizer.to_json()`."""
-    task: Task
-    rollout: RolloutConfig
-    engine: EngineConfig
-
-    def build(self, device: torch.device) -> Rollouts:
-        """Build an engine whose weights are still to be loaded."""
-        model = GPT(self.model, DTYPES[self.compute_dtype]).to(device)
-        tokenizer = Tokenizer.from_json(self.tokenizer, "what the driver sent")
-        return Rollouts(Engine(model, tokenizer, self.engine), self.rollout)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +49,8 @@ class RolloutCrew:
     are one batch, so another number gives other last bits."""
     max_restarts: int = 10
     """Of one worker, in a row without an answer of anyone."""
+    answer_seconds: float = 600.0
+    """A worker that takes longer for its part is taken for dead."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work.
@@ -94,35 +75,30 @@ class RolloutWorker:
     def ready(self, source: list[Any]) -> None:  # Any: one reference
         """Build the rollouts. Not done by the constructor, whose errors Ray takes for a death."""
         self.source: RolloutSource = ray.get(source[0])
-        self.rollouts = self.source.build(
+        self.engine = self.source.build(
             torch.device("cuda" if torch.cuda.is_available() else "cpu")
         )
 
     def collect(
         self,
         weights: list[Any],  # Any: one reference
-        questions: Sequence[int],
-        *,
-        step: int,
-        version: int,
+        part: PartAsked,
     ) -> list[list[Trajectory]]:
         """Answer some questions with some weights, which are fetched if they are others."""
         name = weights[0].hex()
         if name != self.loaded:
             self.loaded = None
             dtype = DTYPES[self.source.compute_dtype]
-            self.rollouts.load(unpack(ray.get(weights[0]), dtype), version)
+            self.engine.load_weights(unpack(ray.get(weights[0]), dtype))
             self.loaded = name
-        return self.rollouts.collect(self.source.task, questions, step=step, policy_version=version)
+        return self.source.collect(self.engine, part)
 
 
 @dataclass(eq=False)
 class Part:
     """Some questions of one batch, asked of one worker."""
 
-    questions: Sequence[int]
-    step: int
-    version: int
+    asked: PartAsked
     weights: Any  # Any: a reference; held until the last part that needs them is done
     answers: "futures.Future[list[list[Trajectory]]]" = field(default_factory=futures.Future)
 
@@ -147,6 +123,8 @@ class RolloutWorkers:
 
     def __init__(self, source: RolloutSource, crew: RolloutCrew) -> None:
         """Ask Ray, which must be connected, for the actors; does not wait for them."""
+        self.on_progress: Callable[[], None] = lambda: None
+        """Called while `finish` waits, to say that somebody lives."""
         fitting = max(1, source.engine.max_sequences // source.rollout.num_samples)
         self.crew, self.part_size = crew, crew.questions_each or fitting
         self._source = ray.put(source)
@@ -170,13 +148,16 @@ class RolloutWorkers:
         """Copy weights into the object store, for all batches that are started from now on."""
         self._newest = version, ray.put(pack(weights, self._dtype))
 
-    def start(self, questions: Sequence[int], *, step: int, version: int) -> PendingRollouts:
+    def start(
+        self, questions: Sequence[int], *, step: int, version: int, is_held_out: bool = False
+    ) -> PendingRollouts:
         """Let questions be answered with the newest weights; gives at once what `finish` needs.
 
         Args:
             questions: indices in the task.
             step: decides the draws, together with the config's seed and each question.
             version: of the newest weights.
+            is_held_out: the questions are those of `RolloutSource.held_out`.
 
         Raises:
             ValueError: other weights were published last.
@@ -188,7 +169,10 @@ class RolloutWorkers:
             raise ValueError(f"Version {version} was asked for, and {newest} was published last.")
         size, weights = self.part_size, self._newest[1]
         parts = [
-            Part(list(questions[first : first + size]), step, version, weights)
+            Part(
+                PartAsked(list(questions[first : first + size]), step, version, is_held_out),
+                weights,
+            )
             for first in range(0, len(questions), size)
         ]
         with self._changed:
@@ -206,12 +190,18 @@ class RolloutWorkers:
             InputError: wrong input that only a worker could see.
             RunFailedError: workers died too often, or failed.
         """
-        began = time.monotonic()
+        began = told = time.monotonic()
         for part in pending.parts:
-            while not futures.wait([part.answers], PATIENCE_SECONDS).done:
-                left = sum(len(p.questions) for p in pending.parts if not p.answers.done())
-                seconds = time.monotonic() - began
-                logger.info("%d questions are still to be answered, after %.0f s", left, seconds)
+            while not futures.wait([part.answers], PROGRESS_SECONDS).done:
+                self.on_progress()
+                now = time.monotonic()
+                if now - told < PATIENCE_SECONDS:
+                    continue
+                told = now
+                left = sum(len(p.asked.questions) for p in pending.parts if not p.answers.done())
+                logger.info(
+                    "%d questions are still to be answered, after %.0f s", left, now - began
+                )
         return [group for part in pending.parts for group in part.answers.result()]
 
     def collect(
@@ -290,9 +280,8 @@ class RolloutWorkers:
             while (part := self._next_part()) is not None:
                 try:
                     answers = ray.get(
-                        actor.collect.remote(
-                            [part.weights], part.questions, step=part.step, version=part.version
-                        )
+                        actor.collect.remote([part.weights], part.asked),
+                        timeout=crew.answer_seconds,
                     )
                 except ray.exceptions.RayError:
                     self._give_back(part)

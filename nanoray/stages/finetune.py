@@ -22,12 +22,14 @@ from nanoray.stages.finetune_config import (
     decide,
     parse_mixture,
     recipe_of,
+    validation_rows,
     with_length,
 )
 from nanoray.stages.finetune_summary import finish
 from nanoray.stages.pretrain_config import rows_of_batch
 from nanoray.stages.stage_driver import (
     Evaluations,
+    PlannedRows,
     begun_config,
     check_rows,
     check_space,
@@ -36,6 +38,7 @@ from nanoray.stages.stage_driver import (
     move_aside,
     on_gpu,
     open_job,
+    planned,
     run_stage,
 )
 from nanoray.stages.training_job import TrainingJob
@@ -131,15 +134,13 @@ def prepare(
     check_space(config, recipe, folder, resources)
     save_tokenizer(tokenizer, folder.run.tokenizer_address)
     num_bytes = sum(unit.num_bytes for unit in plan.units)
-    job = open_job(
-        folder,
-        config=config,
-        recipe=recipe,
-        plan=plan,
-        rows_per_step=rows_per_step,
-        resources=resources,
+    rows = PlannedRows(
+        plan,
+        rows_per_step,
         bytes_per_token=num_bytes / (counts[ROWS] * plan.max_seq_len),
+        validation_rows=validation_rows(config),
     )
+    job = open_job(folder, config, recipe=recipe, rows=rows, resources=resources)
     describe(job, config, start, counts)
     return job
 
@@ -302,7 +303,8 @@ def describe(
     job: TrainingJob, config: FinetuneConfig, start: SavedModel, counts: dict[str, int]
 ) -> None:
     """Tell the user what is trained on what, before anything starts."""
-    cells = counts[ROWS] * (job.plan.max_seq_len + 1)
+    feed = planned(job)
+    cells = counts[ROWS] * (feed.plan.max_seq_len + 1)
     logger.info("%s goes on from %s, learning %s tokens", job.folder, start.name, config.learn)
     logger.info(
         "%s conversations, %s tokens, %s of them to learn, in %s rows, %.1f %% padding",
@@ -316,7 +318,7 @@ def describe(
         "%s steps of %s tokens, %.2f epochs, learning rates times %g",
         f"{job.num_steps:,}",
         f"{config.total_batch_tokens:,}",
-        job.num_steps * job.layout.rows_per_step / counts[ROWS],
+        job.num_steps * feed.layout.rows_per_step / counts[ROWS],
         config.lr_fraction,
     )
     describe_workers(job)

@@ -220,6 +220,13 @@ def with_length(config: FinetuneConfig, num_rows: int) -> FinetuneConfig:
     return dataclasses.replace(config, num_steps=steps, validate_every=every)
 
 
+def validation_rows(config: FinetuneConfig) -> int:
+    """Count the rows that a decided config is validated on."""
+    assert config.validation_tokens, "decided"
+    assert config.max_seq_len, "decided"
+    return max(1, config.validation_tokens // config.max_seq_len)
+
+
 def recipe_of(
     config: FinetuneConfig, course: Course, start: SavedModel, *, text_start: int
 ) -> Recipe:
@@ -231,8 +238,6 @@ def recipe_of(
     assert config.num_steps, "decided"
     assert config.device_batch_size, "decided"
     assert config.validate_every, "decided"
-    assert config.validation_tokens, "decided"
-    assert config.max_seq_len, "decided"
     assert config.lr_fraction, "decided"
     assert config.warmdown_ratio is not None, "decided"
     model = start.config()
@@ -249,7 +254,6 @@ def recipe_of(
         ),
         device_batch_size=config.device_batch_size,
         validate_every=config.validate_every,
-        validation_rows=max(1, config.validation_tokens // config.max_seq_len),
         text_start=text_start,
         start=start,
         warm_start=config.warm_start,

@@ -23,6 +23,7 @@ from nanoray.stages.pretrain_config import (
 from nanoray.stages.pretrain_summary import finish
 from nanoray.stages.stage_driver import (
     Evaluations,
+    PlannedRows,
     begun_config,
     check_rows,
     check_space,
@@ -31,6 +32,7 @@ from nanoray.stages.stage_driver import (
     move_aside,
     on_gpu,
     open_job,
+    planned,
     run_stage,
 )
 from nanoray.stages.tokenizer import bytes_per_token, learn_tokenizer
@@ -110,12 +112,10 @@ def prepare(
     save_tokenizer(tokenizer, folder.run.tokenizer_address)
     job = open_job(
         folder,
-        config=config,
+        config,
         recipe=recipe,
-        plan=plan,
-        rows_per_step=rows,
+        rows=PlannedRows(plan, rows, bytes_per_token(tokenizer, manifest), validation_rows(config)),
         resources=resources,
-        bytes_per_token=bytes_per_token(tokenizer, manifest),
     )
     describe(job, config)
     return job
@@ -134,7 +134,6 @@ def recipe_of(config: PretrainConfig) -> Recipe:
         schedule=schedule(config, budget(config, model).num_steps),
         device_batch_size=config.device_batch_size,
         validate_every=config.validate_every,
-        validation_rows=validation_rows(config),
         evaluate_every=config.core_every,
         prompts=SAMPLE_PROMPTS,
     )
@@ -210,7 +209,7 @@ def begin_anew(folder: StageFolder) -> None:
 
 def describe(job: TrainingJob, config: PretrainConfig) -> None:
     """Tell the user what the dial decided, before anything starts."""
-    model = job.model
+    model, feed = job.model, planned(job)
     plan = budget(config, model)
     logger.info(
         "run %s: depth %d, width %d, %d heads of %d, %s ids: %s parameters, %.4g FLOPs per token",
@@ -232,13 +231,13 @@ def describe(job: TrainingJob, config: PretrainConfig) -> None:
         plan.flops,
         config.dtype,
     )
-    text = sum(unit.num_bytes for unit in job.plan.units)
+    text = sum(unit.num_bytes for unit in feed.plan.units)
     logger.info(
         "data: %d units, %.1f MB of text, %.2f bytes per token, %.2f epochs, packed %s",
-        len(job.plan.units),
+        len(feed.plan.units),
         text / 1e6,
-        job.bytes_per_token,
-        plan.tokens * job.bytes_per_token / text,
+        feed.bytes_per_token,
+        plan.tokens * feed.bytes_per_token / text,
         config.packing,
     )
     describe_workers(job)

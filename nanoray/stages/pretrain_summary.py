@@ -5,6 +5,7 @@ import lzma
 from nanoray.data.plan import read_documents
 from nanoray.model.scaling import flops_per_token, num_parameters
 from nanoray.stages.pretrain_config import PretrainConfig, budget, rates, validation_rows
+from nanoray.stages.stage_driver import planned
 from nanoray.stages.stage_summary import tell, trained_lines
 from nanoray.stages.training_job import TrainingJob
 
@@ -48,10 +49,10 @@ def xz_bits_per_byte(job: TrainingJob, config: PretrainConfig) -> float:
 
     They come whole and in order, with all the context that rows do not have.
     """
-    text = b""
-    wanted = validation_rows(config) * job.plan.max_seq_len
-    for unit in job.plan.validation_units:
-        if len(text) >= min(XZ_BYTES, wanted * job.bytes_per_token):
+    text, feed = b"", planned(job)
+    wanted = validation_rows(config) * feed.plan.max_seq_len
+    for unit in feed.plan.validation_units:
+        if len(text) >= min(XZ_BYTES, wanted * feed.bytes_per_token):
             break
-        text += "\n".join(read_documents(job.plan.manifest, unit)).encode()
+        text += "\n".join(read_documents(feed.plan.manifest, unit)).encode()
     return 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / max(1, len(text))

@@ -4,9 +4,9 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-import ray
 import torch
 
 from nanoray.cluster import connection
@@ -17,6 +17,7 @@ from nanoray.data.feed import start_pacer
 from nanoray.data.plan import DataPlan
 from nanoray.events import DONE, INTERRUPTED, append_event
 from nanoray.progress import RunDisplay
+from nanoray.stages.plan_feed import PlanFeed
 from nanoray.stages.pretrain_config import checkpoint_bytes
 from nanoray.stages.training_job import Recipe, TrainingJob
 from nanoray.storage import StageFolder, with_patience, write_json
@@ -94,32 +95,53 @@ def most_waiting(recipe: Recipe, resources: connection.Resources) -> int:
     return 1
 
 
-def open_job(  # noqa: PLR0913 (what a job is made of)
+@dataclass(frozen=True)
+class PlannedRows:
+    """What a stage over a data plan reads in each step."""
+
+    plan: DataPlan
+    rows_per_step: int
+    bytes_per_token: float
+    validation_rows: int
+
+
+def open_job(
     folder: StageFolder,
-    *,
     config: RunConfig,
+    *,
     recipe: Recipe,
-    plan: DataPlan,
-    rows_per_step: int,
+    rows: PlannedRows,
     resources: connection.Resources,
-    bytes_per_token: float,
 ) -> TrainingJob:
-    """Write what the stage begins with into its folder, and give the job."""
+    """Write what a stage over a data plan begins with into its folder, and give the job."""
     most_workers = resources.num_workers[1]
-    write_json(folder.fs, folder.path("manifest.json"), plan.manifest.to_json())
+    write_json(folder.fs, folder.path("manifest.json"), rows.plan.manifest.to_json())
     folder.write_config(to_json(config))
-    layout = layout_for(rows_per_step, recipe.device_batch_size, most_workers)
+    layout = layout_for(rows.rows_per_step, recipe.device_batch_size, most_workers)
+    pacer = start_pacer(layout, most_workers, resources.num_readers)
     return TrainingJob(
         stage=folder.name,
         config=config,
         recipe=recipe,
         storage=folder.run.storage,
-        plan=plan,
-        layout=layout,
+        feed=PlanFeed(
+            plan=rows.plan,
+            layout=layout,
+            resources=resources,
+            bytes_per_token=rows.bytes_per_token,
+            validation_rows=rows.validation_rows,
+            text_start=recipe.text_start,
+            pacer=pacer,
+        ),
         resources=resources,
-        bytes_per_token=bytes_per_token,
-        pacer=start_pacer(layout, most_workers, resources.num_readers),
+        pacer=pacer,
     )
+
+
+def planned(job: TrainingJob) -> PlanFeed:
+    """Give the feed of a job over a data plan."""
+    assert isinstance(job.feed, PlanFeed), "opened by open_job"
+    return job.feed
 
 
 def move_aside(folder: StageFolder) -> str | None:
@@ -132,16 +154,14 @@ def move_aside(folder: StageFolder) -> str | None:
 
 
 def describe_workers(job: TrainingJob) -> None:
-    """Tell the user who computes what."""
+    """Tell the user who computes."""
     least, most = job.resources.num_workers
     logger.info(
-        "%s worker(s) on %s with %g CPUs and %d threads each; a step is %d blocks of %d rows",
+        "%s worker(s) on %s with %g CPUs and %d threads each",
         least if least == most else f"{least} to {most}",
         "GPU" if job.resources.use_gpu else "CPU",
         job.resources.cpus_per_worker,
         job.resources.threads_per_worker,
-        job.layout.blocks_per_step,
-        job.layout.rows_per_block,
     )
 
 
@@ -182,10 +202,10 @@ def train_on_cluster(job: TrainingJob) -> None:
     )
     with recorded(job.folder, job.config.storage_patience_seconds):
         result = run_on_workers(group, job.folder.run, display)
-    packed = ray.get(job.pacer.totals.remote())
+    packed = job.feed.totals()
     facts = {
         **(result if isinstance(result, dict) else {}),
-        "dropped_tokens_share": packed["dropped_tokens"] / max(1, packed["tokens"]),
+        "dropped_tokens_share": packed.get("dropped_tokens", 0) / max(1, packed.get("tokens", 0)),
     }
 
     def mark() -> None:

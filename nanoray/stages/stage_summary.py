@@ -20,9 +20,10 @@ def trained_lines(job: TrainingJob) -> dict[str, str]:
     metrics = read_metrics(folder.fs, folder.path("metrics.jsonl"))
     name = "validation/bits_per_byte"
     final_bpb = next((m[name] for m in reversed(metrics) if name in m), None)
+    validation = {} if final_bpb is None else {"validation": f"{final_bpb:.4f} bits per byte"}
     return {
         "training tokens": f"{metrics[-1]['tokens']:,}",
-        "validation": f"{final_bpb:.4f} bits per byte",
+        **validation,
         "training time": duration(sum(m["train/step_seconds"] for m in metrics)),
         "median speed": f"{median([m['train/tokens_per_second'] for m in metrics]):,.0f} tokens/s",
         "median MFU": f"{100 * median([m['train/mfu'] for m in metrics]):.1f} %",

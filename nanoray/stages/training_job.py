@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-import ray
 import torch
 from ray.data import DataIterator, Dataset
 
@@ -18,10 +17,9 @@ from nanoray.cluster.connection import Resources
 from nanoray.cluster.group import RayWorld
 from nanoray.cluster.recovery import Cause, Decision, Failure
 from nanoray.config import RunConfig, to_json
-from nanoray.data.batches import Share, StepRows, step_rows
-from nanoray.data.blocks import Layout
-from nanoray.data.feed import Actor, StreamStart, blocks_of, stream
-from nanoray.data.plan import DataPlan
+from nanoray.data.batches import StepRows
+from nanoray.data.feed import Actor
+from nanoray.data.plan import Cursor
 from nanoray.events import append_event, failure_history, read_events
 from nanoray.goodput import Account, open_account
 from nanoray.metrics import MetricsLogger, read_metrics, start_wandb
@@ -30,6 +28,7 @@ from nanoray.model.gpt import DTYPES, GPT, GPTConfig
 from nanoray.model.scaling import flops_per_token
 from nanoray.storage import RunFolder, StageFolder, with_patience
 from nanoray.text.chat import render_for_completion
+from nanoray.text.tokenizer import Tokenizer
 from nanoray.train.checkpoint import Checkpointer, SavePolicy, load_tensors
 from nanoray.train.checkpoint_files import committed_steps, newest_verified_step
 from nanoray.train.checkpoint_name import SavedModel
@@ -48,9 +47,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-SPARE_STEPS = 8
-"""How far the stream reaches beyond the last step."""
-
 SAMPLE_TEMPERATURE = 0.7
 SAMPLE_TOP_K = 50
 
@@ -65,7 +61,6 @@ class Recipe:
     schedule: Schedule
     device_batch_size: int
     validate_every: int
-    validation_rows: int
     text_start: int | None = None
     """As in `StepConfig`."""
     start: SavedModel | None = None
@@ -79,6 +74,42 @@ class Recipe:
     is_chat: bool = False
     """The prompts are a user's."""
     sample_tokens: int = 64
+    most_importance: float = 2.0
+    """As in `StepConfig`."""
+
+
+class Feed(Protocol):
+    """Where the rows of a stage come from, and what it is validated on."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What the rows are made with."""
+        ...
+
+    @property
+    def hash(self) -> str:
+        """Hash over all that decides the rows."""
+        ...
+
+    def begin(self, cursor: Cursor, *, step: int, num_steps: int) -> Dataset:
+        """Give the stream of a group that starts after `step` steps, at a cursor."""
+        ...
+
+    def steps(self, world: World, shard: DataIterator, state: TrainState) -> Iterator[StepRows]:
+        """Give this rank's rows of step after step, from where the state stands."""
+        ...
+
+    def validation(self, world: World, device_batch_size: int) -> Validation:
+        """Give what the stage is measured by."""
+        ...
+
+    def is_empty(self, position: int) -> bool:
+        """Say whether the unit at a position gives no row."""
+        ...
+
+    def totals(self) -> dict[str, int]:
+        """Give sums over what was packed so far."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -90,10 +121,8 @@ class TrainingJob:
     """Decided."""
     recipe: Recipe
     storage: str
-    plan: DataPlan
-    layout: Layout
+    feed: Feed
     resources: Resources
-    bytes_per_token: float
     pacer: Actor
 
     @property
@@ -151,34 +180,19 @@ class TrainingJob:
             attempt,
             f"from the checkpoint of step {step}" if step else "anew",
         )
-        ray.get(self.pacer.reset.remote(cursor.position, cursor.row))
-        rows = (self.num_steps - step + SPARE_STEPS) * self.layout.rows_per_step
-        start = StreamStart(
-            cursor=cursor,
-            padding_blocks=self.layout.padding_blocks(step, self.resources.num_workers),
-            num_units=self.plan.num_units_for(rows, self.bytes_per_token),
-            num_readers=self.resources.num_readers,
-        )
-        return stream(self.plan, self.layout, start, self.pacer)
+        return self.feed.begin(cursor, step=step, num_steps=self.num_steps)
 
     def work(self, world: RayWorld, shard: DataIterator) -> dict[str, Any]:  # Any: JSON
         """Train on this worker; gives what the driver tells the user at the end."""
         state = self.folder.run.read_state()
-        start_step = int(state["start_step"])
-        share = Share(
-            rank=world.rank,
-            world_size=world.world_size,
-            padding_blocks=self.layout.padding_blocks(start_step, self.resources.num_workers),
-        )
-        pin = world.device.type == "cuda"
-        steps = step_rows(blocks_of(shard, self.layout), self.layout, share, pin=pin)
+        start_step, attempt = int(state["start_step"]), int(state["attempt"])
         recipe = replace(self.recipe, device_batch_size=int(state["device_batch_size"]))
         job = replace(self, recipe=recipe)
-        return run_worker(job, world, steps, attempt=int(state["attempt"]), start_step=start_step)
+        return run_worker(job, world, shard, attempt=attempt, start_step=start_step)
 
 
 def run_worker(
-    job: TrainingJob, world: World, steps: Iterator[StepRows], *, attempt: int, start_step: int
+    job: TrainingJob, world: World, shard: DataIterator, *, attempt: int, start_step: int
 ) -> dict[str, Any]:  # Any: JSON
     """Build the state, resume it, train, and let rank 0 write some samples."""
     config, recipe, folder = job.config, job.recipe, job.folder
@@ -202,17 +216,12 @@ def run_worker(
     leave_out(state, folder)
     # Before the stream is opened: its readers would compete with what measures this CPU's peak.
     loop = loop_config(job, world)
+    steps = job.feed.steps(world, shard, state)
     # Every rank must have opened its part of the stream before the first collective.
     first = next(steps)
     account = open_account(folder, start_step) if world.rank == 0 else Account(time.time())
     metrics = open_metrics(job, world, start_step)
-    validation = Validation(
-        job.plan.validation_rows(recipe.validation_rows),
-        job.plan.tokenizer.token_lengths,
-        world,
-        loop.device_batch_size,
-        recipe.text_start,
-    )
+    validation = job.feed.validation(world, loop.device_batch_size)
     gc.freeze()  # what exists now lives as long as the run
     train(state, _chain(first, steps), validation, loop, world, checkpointer, metrics, account)
     metrics.close()
@@ -256,8 +265,8 @@ def checkpoint_facts(job: TrainingJob) -> dict[str, Any]:  # Any: JSON
     """Say what a checkpoint must share with the run that loads it."""
     return {
         "model": job.model.to_json(),
-        "tokenizer_hash": job.plan.tokenizer.hash,
-        "data_hash": job.plan.hash,
+        "tokenizer_hash": job.feed.tokenizer.hash,
+        "data_hash": job.feed.hash,
     }
 
 
@@ -278,6 +287,7 @@ def loop_config(job: TrainingJob, world: World) -> LoopConfig:
         schedule=recipe.schedule,
         device_batch_size=recipe.device_batch_size,
         text_start=recipe.text_start,
+        most_importance=recipe.most_importance,
         save=SaveConfig(
             every_steps=config.save_every,
             every_seconds=None if minutes is None else 60 * minutes,
@@ -287,7 +297,7 @@ def loop_config(job: TrainingJob, world: World) -> LoopConfig:
         validate_every=recipe.validate_every,
         flops_per_token=flops_per_token(job.model),
         peak_flops=known_peak(job, world) or peak_flops(world.device, DTYPES[recipe.dtype]),
-        is_empty=lambda position: not len(job.plan.pack(position).rows),
+        is_empty=job.feed.is_empty,
         max_skipped_steps=config.max_skipped_steps,
         max_rollbacks=config.max_rollbacks,
     )
@@ -308,7 +318,7 @@ def known_peak(job: TrainingJob, world: World) -> float | None:
 
 def write_samples(job: TrainingJob, state: TrainState) -> list[tuple[str, str]]:
     """Let the model continue, or answer, some prompts."""
-    tokenizer, recipe = job.plan.tokenizer, job.recipe
+    tokenizer, recipe = job.feed.tokenizer, job.recipe
     ends = [tokenizer.special_ids["<|assistant_end|>"], tokenizer.bos_id]
     began = time.monotonic()
     samples = []

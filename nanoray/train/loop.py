@@ -58,7 +58,7 @@ def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
     Args:
         state: where the run stands; changed in place.
         steps: this rank's rows of step after step, beginning at `state.cursor`.
-        validation: what bits per byte are measured on.
+        validation: what the stage is measured by.
         config: how long, how often, how large.
         world: this rank among the others.
         checkpointer: where states are saved.
@@ -71,8 +71,8 @@ def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
         RoomForMoreError: a larger group can go on.
     """
     save_is_due, interval = False, SaveInterval(config.save, world.world_size, state.step)
-    if validation_is_missing(state.step, config, world, metrics):
-        metrics.amend({"validation/bits_per_byte": validation.bits_per_byte(state.model)})
+    if validation_is_missing(validation.key, state.step, config, world, metrics):
+        metrics.amend(validation.measure(state.model))
     try:
         while state.step < config.num_steps:
             wanted = world.rank == 0 and (interval.is_due(state.step + 1) or world.can_grow())
@@ -118,8 +118,8 @@ def save(
 def validate(
     state: TrainState, validation: Validation, metrics: MetricsLogger, account: Account
 ) -> None:
-    """Measure bits per byte, and add them to the newest step."""
-    metrics.amend({"validation/bits_per_byte": validation.bits_per_byte(state.model)})
+    """Validate, and add what comes out to the newest step."""
+    metrics.amend(validation.measure(state.model))
     seconds = account.spend("validation")
     metrics.amend({"validation/seconds": seconds, **account.values()})
 
@@ -157,14 +157,14 @@ def roll_back_if_diverged(
 
 
 def validation_is_missing(
-    step: int, config: LoopConfig, world: World, metrics: MetricsLogger
+    key: str, step: int, config: LoopConfig, world: World, metrics: MetricsLogger
 ) -> bool:
     """Say whether the run was cut off after saving this step and before validating it.
 
     A collective: rank 0 alone has the logs, and all must validate or none.
     """
     due = step > 0 and (step % config.validate_every == 0 or step == config.num_steps)
-    missing = due and metrics.restored_last.get("validation/bits_per_byte") is None
+    missing = due and metrics.restored_last.get(key) is None
     votes = torch.tensor(float(missing and world.rank == 0), device=world.device)
     return bool(all_reduce_sum(votes).item())
 
@@ -187,6 +187,7 @@ def step_values(
         "train/peak_flops": config.peak_flops,
         "train/step_seconds": result.seconds,
         "train/data_wait_seconds": result.data_wait_seconds,
+        **result.means,
         "data/position": state.cursor.position,
         "data/row": state.cursor.row,
         "time": time.time(),

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nanoray.data.batches import StepRows
+from nanoray.data.batches import Batch, StepRows
 from nanoray.data.blocks import check_order, ledger_hash
 from nanoray.data.plan import Cursor
+from nanoray.model.gpt import GPT
 from nanoray.text.chat import IGNORE_INDEX
 from nanoray.train.guard import poison
 from nanoray.train.schedule import Schedule
@@ -29,6 +30,8 @@ class StepConfig:
     text_start: int | None = field(default=None, kw_only=True)
     """The id at which a text begins that sees nothing of the row before it; None: rows are seen
     whole."""
+    most_importance: float = field(default=2.0, kw_only=True)
+    """Bound on the factor that corrects for targets drawn by older weights."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class StepResult:
     """Over the rows in their global order."""
     data_wait_seconds: float
     seconds: float
+    means: dict[str, float]
+    """Of what the rows tell of themselves, over all ranks."""
 
 
 def train_step(
@@ -127,7 +132,31 @@ def train_step(
         rows_hash=ledger_hash(order),
         data_wait_seconds=rows.wait_seconds,
         seconds=time.perf_counter() - began + rows.wait_seconds,
+        means=means_over_ranks(rows, world),
     )
+
+
+def means_over_ranks(rows: StepRows, world: World) -> dict[str, float]:
+    """Give the means of what the rows tell of themselves; a collective where they tell anything."""
+    if not rows.means:
+        return {}
+    sums = torch.tensor(list(rows.means.values()), dtype=torch.float64, device=world.device)
+    totals = all_reduce_sum(sums).tolist()
+    return {
+        name: total / count if count else 0.0
+        for name, (total, count) in zip(rows.means, totals, strict=True)
+    }
+
+
+def importance(model: GPT, batch: Batch, most: float) -> Tensor:
+    """Give p / p_old of each target, (B, T) fp32, bounded: truncated importance sampling.
+
+    It is a constant for the gradient, which then is that of the policy that is trained, up to what
+    the bound takes away (Ionides 2008; IMPALA, arXiv:1802.01561).
+    """
+    assert batch.old_logprobs is not None, "asked for where there are some"
+    logprobs = -model.token_losses(batch.inputs, batch.targets, texts=batch.texts)
+    return (logprobs - batch.old_logprobs).exp().clamp(max=most)
 
 
 def compute_gradients(
@@ -147,7 +176,10 @@ def compute_gradients(
     totals[2], totals[3] = float(votes.wants), float(votes.cannot)
     factor = poison(state.cursor)
     for batch in rows.microbatches(config.device_batch_size, world.device, config.text_start):
-        loss = state.model.loss_sum(batch.inputs, batch.targets, texts=batch.texts)
+        factors = batch.factors
+        if factors is not None and batch.old_logprobs is not None:
+            factors = factors * importance(state.model, batch, config.most_importance)
+        loss = state.model.loss_sum(batch.inputs, batch.targets, texts=batch.texts, factors=factors)
         (loss if factor == 1.0 else loss * factor).backward()
         totals[0] += loss.detach()
         totals[1] += (batch.targets != IGNORE_INDEX).sum()

@@ -1,6 +1,7 @@
 """Bits per byte on held-out rows: comparable between tokenizers, on any number of ranks."""
 
 import math
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,7 +13,18 @@ from nanoray.text.chat import IGNORE_INDEX
 from nanoray.train.world import World, all_reduce_sum
 
 
-class Validation:
+class Validation(Protocol):
+    """What a stage is measured by while it trains; every rank takes part."""
+
+    key: str
+    """The most important of its values, in metrics.jsonl."""
+
+    def measure(self, model: GPT) -> dict[str, float]:
+        """Give the values by their names in metrics.jsonl, the same on every rank."""
+        ...
+
+
+class BitsPerByte:
     """A fixed set of rows, this rank's share of them held ready."""
 
     def __init__(
@@ -39,6 +51,12 @@ class Validation:
         padded = np.pad(mine, ((0, padding), (0, 0)), constant_values=~0)
         self.rows = torch.from_numpy(padded).split(device_batch_size)
         self.token_lengths = torch.from_numpy(token_lengths).to(world.device)
+
+    key = "validation/bits_per_byte"
+
+    def measure(self, model: GPT) -> dict[str, float]:
+        """Give the bits per byte."""
+        return {self.key: self.bits_per_byte(model)}
 
     def bits_per_byte(self, model: GPT) -> float:
         """Compute nats / (ln 2 * bytes) over all targets that stand for bytes (nanochat 5.1)."""

@@ -17,12 +17,12 @@ from nanoray.inference.engine import EngineConfig
 from nanoray.rl.rollout import RolloutConfig
 from nanoray.rl.rollout_workers import (
     RolloutCrew,
-    RolloutSource,
     RolloutWorkers,
     pack,
     plain_error,
     unpack,
 )
+from nanoray.rl.source import LocalRollouts, RolloutSource
 from nanoray.rl.trajectory import Trajectory
 from nanoray.task import Grade, Task
 from tests.driver import connected
@@ -94,14 +94,12 @@ def expected(
     seed: int, *, step: int, version: int, questions: Sequence[int] = QUESTIONS
 ) -> list[list[Trajectory]]:
     """Draw here, without Ray, in parts of the size that workers get."""
-    rollouts = make_source(ToyTask()).build(torch.device("cpu"))
-    rollouts.load(weights_of(seed), version)
+    rollouts = LocalRollouts(make_source(ToyTask()), torch.device("cpu"))
+    rollouts.publish(weights_of(seed), version)
     return [
         group
         for first in range(0, len(questions), 2)
-        for group in rollouts.collect(
-            ToyTask(), questions[first : first + 2], step=step, policy_version=version
-        )
+        for group in rollouts.start(questions[first : first + 2], step=step, version=version)
     ]
 
 

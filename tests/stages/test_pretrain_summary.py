@@ -7,6 +7,7 @@ import pytest
 from nanoray.data.plan import read_documents
 from nanoray.stages.pretrain_config import PretrainConfig
 from nanoray.stages.pretrain_summary import derivation, xz_bits_per_byte
+from nanoray.stages.stage_driver import planned
 from nanoray.stages.training_job import TrainingJob
 from tests.stages.test_training_job import job as job_fixture
 
@@ -19,7 +20,8 @@ def config_of(job: TrainingJob) -> PretrainConfig:
 
 
 def test_the_number_to_beat_is_that_of_xz_on_the_text_of_validation(job: TrainingJob) -> None:
-    documents = read_documents(job.plan.manifest, job.plan.validation_units[0])
+    plan = planned(job).plan
+    documents = read_documents(plan.manifest, plan.validation_units[0])
     text = "\n".join(documents).encode()
 
     bits = xz_bits_per_byte(job, config_of(job))

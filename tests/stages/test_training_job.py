@@ -12,15 +12,16 @@ import torch
 from nanoray.cluster.connection import Resources
 from nanoray.config import to_json
 from nanoray.data.batches import Share, StepRows, step_rows
-from nanoray.data.blocks import Layout, layout_for, plain_blocks
+from nanoray.data.blocks import layout_for, plain_blocks
 from nanoray.data.manifest import make_manifest
 from nanoray.data.plan import DataPlan
+from nanoray.stages.plan_feed import PlanFeed
 from nanoray.stages.pretrain import recipe_of
-from nanoray.stages.pretrain_config import PretrainConfig, decide, rows_per_step
+from nanoray.stages.pretrain_config import PretrainConfig, decide, rows_per_step, validation_rows
 from nanoray.stages.training_job import TrainingJob, build_state, run_worker, write_samples
 from nanoray.train.checkpoint_files import committed_steps
-from nanoray.train.rollback import start_cursor
-from nanoray.train.world import LocalWorld
+from nanoray.train.state import TrainState
+from nanoray.train.world import LocalWorld, World
 from tests.running import small_corpus
 from tests.support import tiny_tokenizer
 
@@ -46,17 +47,26 @@ def job(tmp_path: Path) -> TrainingJob:
     decided = decide(config, on_gpu=False, dtype="float32")
     manifest = make_manifest(str(small_corpus(tmp_path / "data")), "text")
     plan = DataPlan(manifest, tiny_tokenizer(), max_seq_len=64, packing="bestfit", seed=42)
+    resources = Resources((1, 1), False, 1.0, 1, 1)
+    layout = layout_for(rows_per_step(decided), 4, 1)
+    feed = LocalFeed(plan, layout, resources, 2.5, validation_rows(decided), None, pacer=None)
     return TrainingJob(
         stage="pretrain",
         config=decided,
         recipe=recipe_of(decided),
         storage=str(tmp_path / "runs"),
-        plan=plan,
-        layout=layout_for(rows_per_step(decided), 4, 1),
-        resources=Resources((1, 1), False, 1.0, 1, 1),
-        bytes_per_token=2.5,
+        feed=feed,
+        resources=resources,
         pacer=None,
     )
+
+
+class LocalFeed(PlanFeed):
+    """The same rows, packed in this very process."""
+
+    def steps(self, world: World, shard: object, state: TrainState) -> Iterator[StepRows]:
+        blocks = plain_blocks(self.plan, self.layout, state.cursor)
+        return step_rows(blocks, self.layout, Share(), pin=False)
 
 
 def with_config(job: TrainingJob, **fields: Any) -> TrainingJob:
@@ -66,19 +76,12 @@ def with_config(job: TrainingJob, **fields: Any) -> TrainingJob:
     return replace(job, config=config, recipe=recipe_of(config))
 
 
-def steps_from(job: TrainingJob, step: int) -> Iterator[StepRows]:
-    layout: Layout = job.layout
-    blocks = plain_blocks(job.plan, layout, start_cursor(job.folder, step))
-    return step_rows(blocks, layout, Share(), pin=False)
-
-
 def work(job: TrainingJob, start_step: int = 0) -> dict[str, Any]:
     """Do what a group of one worker does from a step on."""
     job.folder.write_config(to_json(job.config))
     attempt = job.folder.run.begin_attempt("pretrain", start_step)
-    return run_worker(
-        job, WORLD, steps_from(job, start_step), attempt=attempt, start_step=start_step
-    )
+    no_shard: Any = None
+    return run_worker(job, WORLD, no_shard, attempt=attempt, start_step=start_step)
 
 
 def lines_of(job: TrainingJob, name: str) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from nanoray.train.checkpoint_files import committed_steps, newest_verified_step
 from nanoray.train.loop import train
 from nanoray.train.save_interval import SaveConfig
 from nanoray.train.schedule import Schedule
-from nanoray.train.validation import Validation
+from nanoray.train.validation import BitsPerByte
 from nanoray.train.world import LocalWorld, RoomForMoreError
 from tests.train.tiny_run import tiny_plan, tiny_state, tiny_steps
 from tests.train.tiny_start import next_start, same_arrays, stage_folder, work
@@ -228,7 +228,7 @@ def test_rows_in_the_wrong_order_are_never_saved(plan, tmp_path):
     checkpointer = Checkpointer(again.folder, world, attempt=again.attempt, facts={})
     checkpointer.restore(state, again.step)
     metrics = MetricsLogger(again.folder, last_step=again.step)
-    validation = Validation(plan.validation_rows(6), again.lengths, world, 4)
+    validation = BitsPerByte(plan.validation_rows(6), again.lengths, world, 4)
     steps = tiny_steps(plan, Cursor(), world)  # not where the checkpoint stands
     with pytest.raises(DataOrderError):
         train(state, steps, validation, config, world, checkpointer, metrics, Account(0.0))

@@ -8,7 +8,7 @@ import torch
 
 from nanoray.data.packing import Tokens
 from nanoray.model.gpt import GPT
-from nanoray.train.validation import Validation
+from nanoray.train.validation import BitsPerByte
 from nanoray.train.world import LocalWorld, World
 from tests.support import tiny_tokenizer
 from tests.train.ranks import GroupWorld
@@ -41,13 +41,13 @@ def bits_per_byte_token_by_token(model: GPT, rows: Tokens, lengths: npt.NDArray[
 
 
 def bits_per_byte_on_rank(world: World, rows: Tokens, device_batch_size: int) -> float:
-    return Validation(rows, LENGTHS, world, device_batch_size).bits_per_byte(tiny_model())
+    return BitsPerByte(rows, LENGTHS, world, device_batch_size).bits_per_byte(tiny_model())
 
 
 def test_bits_per_byte_is_the_sum_over_tokens_in_float64(rows):
     model = tiny_model()
 
-    result = Validation(rows, LENGTHS, LocalWorld(), 4).bits_per_byte(model)
+    result = BitsPerByte(rows, LENGTHS, LocalWorld(), 4).bits_per_byte(model)
 
     expected = bits_per_byte_token_by_token(model, rows, LENGTHS)
     assert result == pytest.approx(expected, rel=ROUNDING)
@@ -57,7 +57,7 @@ def test_a_model_that_knows_nothing_needs_log2_of_the_vocabulary_for_each_token(
     model = tiny_model()
     model.unembedding.weight.data.zero_()
 
-    result = Validation(rows, LENGTHS, LocalWorld(), 4).bits_per_byte(model)
+    result = BitsPerByte(rows, LENGTHS, LocalWorld(), 4).bits_per_byte(model)
 
     lengths = LENGTHS[rows[:, 1:]]
     expected = math.log2(model.config.vocab_size) * (lengths > 0).sum() / lengths.sum()
@@ -68,11 +68,11 @@ def test_special_tokens_count_neither_in_nats_nor_in_bytes(rows):
     model, bos = tiny_model(), tiny_tokenizer().bos_id
     assert (rows[:, 1:] == bos).any(), "no special token is a target"
 
-    result = Validation(rows, LENGTHS, LocalWorld(), 4).bits_per_byte(model)
+    result = BitsPerByte(rows, LENGTHS, LocalWorld(), 4).bits_per_byte(model)
 
     with_bos = LENGTHS.copy()
     with_bos[bos] = 5
-    counted = Validation(rows, with_bos, LocalWorld(), 4).bits_per_byte(model)
+    counted = BitsPerByte(rows, with_bos, LocalWorld(), 4).bits_per_byte(model)
     assert counted == pytest.approx(
         bits_per_byte_token_by_token(model, rows, with_bos), rel=ROUNDING
     )
@@ -82,7 +82,7 @@ def test_special_tokens_count_neither_in_nats_nor_in_bytes(rows):
 def test_rows_of_special_tokens_alone_have_no_finite_measure():
     rows = np.full((3, 25), tiny_tokenizer().bos_id, np.int32)
 
-    result = Validation(rows, LENGTHS, LocalWorld(), 4).bits_per_byte(tiny_model())
+    result = BitsPerByte(rows, LENGTHS, LocalWorld(), 4).bits_per_byte(tiny_model())
 
     assert result == math.inf
 
@@ -113,7 +113,7 @@ def test_bits_per_byte_do_not_depend_on_the_ranks_even_if_some_have_no_row(
 def test_each_row_is_computed_by_one_rank(rows, world_size):
     worlds = [GroupWorld(rank, world_size) for rank in range(world_size)]
 
-    shares = [torch.cat(Validation(rows, LENGTHS, world, 4).rows) for world in worlds]
+    shares = [torch.cat(BitsPerByte(rows, LENGTHS, world, 4).rows) for world in worlds]
 
     computed = torch.cat([share[(share >= 0).all(1)] for share in shares])  # without padding
     assert sorted(computed.tolist()) == sorted(rows.tolist())
@@ -122,7 +122,7 @@ def test_each_row_is_computed_by_one_rank(rows, world_size):
 def test_validating_changes_nothing(rows):
     model = tiny_model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    validation = Validation(rows, LENGTHS, LocalWorld(), 4)
+    validation = BitsPerByte(rows, LENGTHS, LocalWorld(), 4)
 
     first, second = validation.bits_per_byte(model), validation.bits_per_byte(model)
 

@@ -20,7 +20,7 @@ from nanoray.train.loop import LoopConfig, train
 from nanoray.train.rollback import leave_out
 from nanoray.train.save_interval import SaveConfig
 from nanoray.train.schedule import Schedule
-from nanoray.train.validation import Validation
+from nanoray.train.validation import BitsPerByte
 from nanoray.train.world import World
 from tests.support import tiny_tokenizer
 from tests.train.tiny_run import contents, tiny_state, tiny_steps
@@ -86,7 +86,7 @@ def work(world: World, start: Start) -> dict[str, Any]:
     leave_out(state, start.folder)
     account = open_account(start.folder, start.step) if world.rank == 0 else Account(time.time())
     metrics = MetricsLogger(start.folder if world.rank == 0 else None, last_step=start.step)
-    validation = Validation(start.plan.validation_rows(6), start.lengths, world, 4)
+    validation = BitsPerByte(start.plan.validation_rows(6), start.lengths, world, 4)
     steps = tiny_steps(start.plan, state.cursor, world, start.step)
     try:
         train(

@@ -1,0 +1,89 @@
+"""Trajectories in, rows of a training step out: tokens, advantages, and what is told of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from nanoray.data.batches import StepRows
+from nanoray.data.blocks import RECORD_FIELDS, row_digest
+from nanoray.inference.sequence import FinishReason
+from nanoray.rl.trajectory import Trajectory, advantages
+
+LENGTH_STEP = 64
+"""Rows are padded to a multiple of it, so that few shapes have to be compiled."""
+
+Group = Sequence[Trajectory]
+
+
+def rows_of_groups(
+    groups: Mapping[int, Group],
+    *,
+    groups_per_step: int,
+    first_position: int,
+    padding_id: int,
+    version: int,
+) -> StepRows:
+    """Give this rank's rows of one step.
+
+    A token that the model drew is a target, one that stood in the prompt or that a tool put in is
+    not. Each target's loss is multiplied by the advantage of its answer: with the sum of losses
+    divided by all targets of the step, that is REINFORCE with the mean of the group as baseline.
+
+    Args:
+        groups: this rank's, by their number in the step.
+        groups_per_step: of all ranks.
+        first_position: of the step's first question in the endless order of questions.
+        padding_id: what rows are filled up with.
+        version: of the weights that learn; older trajectories keep their log-probabilities.
+    """
+    num_samples = len(next(iter(groups.values())))
+    record = torch.zeros(groups_per_step * num_samples, RECORD_FIELDS, dtype=torch.int64)
+    flat = [trajectory for group in groups.values() for trajectory in group]
+    longest = max(len(trajectory.tokens) for trajectory in flat) - 1
+    T = math.ceil(longest / LENGTH_STEP) * LENGTH_STEP
+    rows = np.full((len(flat), T + 1), ~padding_id, np.int32)
+    factors = np.zeros((len(flat), T), np.float32)
+    old_logprobs = np.zeros((len(flat), T), np.float32)
+    index = 0
+    for number, group in groups.items():
+        gains = advantages([trajectory.reward for trajectory in group])
+        for sample, (trajectory, gain) in enumerate(zip(group, gains, strict=True)):
+            signed = signed_tokens(trajectory)
+            rows[index, : len(signed)] = signed
+            factors[index] = gain
+            old_logprobs[index, : len(signed) - 1] = trajectory.logprobs[1:]
+            place = [first_position + number, sample, num_samples, row_digest(signed)]
+            record[number * num_samples + sample] = torch.tensor(place)
+            index += 1
+    is_stale = any(trajectory.policy_version != version for trajectory in flat)
+    return StepRows(
+        rows=torch.from_numpy(rows),
+        record=record,
+        wait_seconds=0.0,
+        factors=torch.from_numpy(factors),
+        old_logprobs=torch.from_numpy(old_logprobs) if is_stale else None,
+        means=means_of(list(groups.values()), version),
+    )
+
+
+def signed_tokens(trajectory: Trajectory) -> "np.ndarray[tuple[int], np.dtype[np.int32]]":
+    """Give the tokens, those that are not to be learned as `~id`."""
+    tokens = np.array(trajectory.tokens, np.int32)
+    return np.where(np.array(trajectory.loss_mask, bool), tokens, ~tokens)
+
+
+def means_of(groups: Sequence[Group], version: int) -> dict[str, tuple[float, float]]:
+    """Give sum and count of what is told of a step's rollouts."""
+    flat = [trajectory for group in groups for trajectory in group]
+    answers, questions = float(len(flat)), float(len(groups))
+    mixed = sum(len({trajectory.reward for trajectory in group}) > 1 for group in groups)
+    finished = sum(trajectory.finish_reason is FinishReason.STOP for trajectory in flat)
+    return {
+        "rl/reward": (math.fsum(trajectory.reward for trajectory in flat), answers),
+        "rl/answer_tokens": (sum(trajectory.num_drawn for trajectory in flat), answers),
+        "rl/finished_share": (finished, answers),
+        "rl/teaching_share": (mixed, questions),
+        "rl/staleness_steps": (sum(version - t.policy_version for t in flat), answers),
+    }

@@ -1,0 +1,124 @@
+"""Step after step of rollouts: which questions, by whose weights, and that they teach."""
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+
+from nanoray.data.batches import StepRows
+from nanoray.inference.engine import EngineConfig
+from nanoray.rl.pass_rate import PassRate
+from nanoray.rl.rollout import RolloutConfig
+from nanoray.rl.source import LocalRollouts, RolloutSource
+from nanoray.rl.steps import QuestionPlan, rollout_steps
+from nanoray.task import Example, Grade
+from nanoray.train.optimizer import MuonAdamW, OptimizerConfig
+from nanoray.train.schedule import Schedule
+from nanoray.train.state import TrainState
+from nanoray.train.step import StepConfig, train_step
+from nanoray.train.world import LocalWorld
+from tests.support import tiny_gpt, tiny_tokenizer
+
+WORLD = LocalWorld()
+TOKENIZER = tiny_tokenizer()
+PLAN = QuestionPlan(num_questions=10, seed=3, groups_per_step=4)
+
+
+class SayE:
+    """Every question asks for an answer with the letter e."""
+
+    name = "e"
+    baseline = 0.0
+    sandbox: str | None = None
+
+    def __len__(self) -> int:
+        return 10
+
+    def example(self, index: int) -> Example:
+        turns = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "e"})
+        return Example(turns)
+
+    def grade(self, index: int, answer: str) -> Grade:
+        return Grade("e" in answer)
+
+
+def source() -> RolloutSource:
+    config = RolloutConfig(num_samples=8, max_new_tokens=4, top_k=None)
+    return RolloutSource(
+        model=state_of_seed().model.config,
+        compute_dtype="float32",
+        tokenizer=TOKENIZER.to_json(),
+        task=SayE(),
+        rollout=config,
+        engine=EngineConfig(max_sequences=32),
+        held_out=(SayE(), config),
+    )
+
+
+def state_of_seed() -> TrainState:
+    model = tiny_gpt(vocab_size=TOKENIZER.vocab_size, max_seq_len=64)
+    optimizer = OptimizerConfig(0.004, 0.04, 0.0008, newton_schulz_dtype="float32")
+    return TrainState(model, MuonAdamW(model, optimizer, WORLD))
+
+
+def steps_of(state: TrainState, staleness: int = 0) -> Iterator[StepRows]:
+    collector = LocalRollouts(source(), torch.device("cpu"))
+    return rollout_steps(
+        collector, PLAN, WORLD, state, max_staleness=staleness, padding_id=TOKENIZER.bos_id
+    )
+
+
+def learn(state: TrainState, steps: Iterator[StepRows], count: int) -> list[dict[str, float]]:
+    config = StepConfig(Schedule(num_steps=1000), 16, lambda position: False)
+    return [train_step(state, next(steps), config, WORLD).means for _ in range(count)]
+
+
+def test_every_question_comes_once_in_an_epoch_and_the_next_one_has_another_order() -> None:
+    first, second = ([PLAN.question(10 * epoch + i) for i in range(10)] for epoch in (0, 1))
+
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_ranks_share_the_groups_of_a_step() -> None:
+    class Rank:
+        def __init__(self, rank: int) -> None:
+            self.rank, self.world_size = rank, 3
+
+    shares = [PLAN.mine(Rank(rank)) for rank in range(3)]  # type: ignore[arg-type]
+
+    assert sorted(itertools.chain(*shares)) == [0, 1, 2, 3]
+
+
+def test_rollouts_teach_what_is_rewarded() -> None:
+    state = state_of_seed()
+    measure = PassRate(
+        LocalRollouts(source(), torch.device("cpu")), WORLD, num_questions=10, num_samples=8
+    )
+    before = measure.measure(state.model)
+
+    learn(state, steps_of(state), 25)
+
+    after = measure.measure(state.model)
+    assert after["validation/pass_at_1"] > before["validation/pass_at_1"] + 0.2
+    assert after["validation/pass_at_8"] >= after["validation/pass_at_1"]
+
+
+def test_a_run_that_goes_on_draws_what_the_undisturbed_one_draws() -> None:
+    whole, resumed = state_of_seed(), state_of_seed()
+
+    expected = learn(whole, steps_of(whole), 4)
+    found = learn(resumed, steps_of(resumed), 2)
+    found += learn(resumed, steps_of(resumed), 2)  # other engines, from step 2 on
+
+    assert found == expected
+    for name, parameter in whole.model.named_parameters():
+        assert torch.equal(parameter, resumed.model.get_parameter(name))
+
+
+def test_with_staleness_answers_are_drawn_ahead_by_older_weights() -> None:
+    state = state_of_seed()
+
+    told = learn(state, steps_of(state, staleness=2), 5)
+
+    assert [means["rl/staleness_steps"] for means in told] == [0.0, 1.0, 2.0, 2.0, 2.0]
