@@ -115,8 +115,8 @@ class EvalReport:
     tasks: tuple[TaskResult, ...]
 
     def of_group(self, group: str) -> list[TaskResult]:
-        """Give the results of one kind of tasks."""
-        return [task for task in self.tasks if task.group == group]
+        """Give the results that a mean is made of; other tasks stand beside them."""
+        return [t for t in self.tasks if t.group == group and t.name in t.suite]
 
     def left_out(self, group: str) -> list[str]:
         """Name the tasks of a group that were not scored; all tasks know of each other."""
@@ -231,7 +231,11 @@ def compare(first: EvalReport, second: EvalReport) -> str:
         means = first.mean(group), second.mean(group)
         if means[0] is None or means[1] is None:
             continue
-        outcomes = [(a.right, b.right, a.baseline) for a, b in pairs if a.group == group]
+        outcomes = [
+            (a.right, b.right, a.baseline)
+            for a, b in pairs
+            if a.group == group and a.name in a.suite
+        ]
         values = means[0].value, means[1].value
         lines.append(compared(name, values, difference_interval(outcomes)))
     return "\n".join(lines)

@@ -89,6 +89,7 @@ class ResultFolder:
         tasks = {task.name: task for task in [*self.results(), *newest]}
         suites = {task.group: task.suite for task in tasks.values()}
         order = [name for group in GROUPS if group in suites for name in suites[group]]
+        order += [name for name in tasks if name not in order]
         report = EvalReport(
             model=self.model,
             weights=self.weights,

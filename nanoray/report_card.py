@@ -114,7 +114,7 @@ def scores_of(saved: dict[str, Any]) -> dict[str, Score]:  # Any: JSON
     for name, group in zip(MEANS, ("core", "chat"), strict=True):
         mean = saved.get("means", {}).get(name)
         if mean is not None:
-            parts = [task for task in tasks if task["group"] == group]
+            parts = [t for t in tasks if t["group"] == group and t["name"] in t["suite"]]
             count = sum(task["num_examples"] for task in parts)
             low, high = mean["interval_95"]
             is_sample = any(task["is_sample"] for task in parts)

@@ -15,6 +15,7 @@ def task(name: str, group: str, accuracy: float, num_examples: int, is_sample: b
     return {
         "name": name,
         "group": group,
+        "suite": [name],
         "accuracy": accuracy,
         "interval_95": interval,
         "num_examples": num_examples,

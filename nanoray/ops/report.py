@@ -124,7 +124,7 @@ def unfinished(folder: StageFolder, facts: dict[str, Any]) -> ReportFacts:  # An
         title=f"{folder.run.run} / {folder.name}",
         summary={label: value for label, value in lines_of(facts).items() if value},
         derivation={},
-        resume_command=f"python jobs/pretrain.py --run {folder.run.run}",
+        resume_command=f"python jobs/{folder.name}.py --run {folder.run.run}",
         samples=[],
     )
 

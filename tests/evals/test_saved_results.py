@@ -40,6 +40,20 @@ def test_tasks_that_are_measured_later_join_the_report(saved: SavedModel) -> Non
     assert table.read_text().startswith("Task ")
 
 
+def test_tasks_beside_the_suites_are_reported_and_belong_to_no_mean(saved: SavedModel) -> None:
+    folder = ResultFolder.of_checkpoint(saved, SETTINGS)
+    chat = dataclasses.replace(result("Chat", "11", group="chat"), suite=("Chat",))
+    beside = dataclasses.replace(result("Identity", "00", group="chat"), suite=("Chat",))
+
+    report = folder.write_report([beside, chat])
+
+    assert [task.name for task in report.tasks] == ["Chat", "Identity"]
+    mean = report.mean("chat")
+    assert mean is not None
+    assert mean.value == chat.centered
+    assert folder.write_report([beside]).mean("chat") is None
+
+
 def test_other_questions_settings_and_weights_have_results_of_their_own(saved: SavedModel) -> None:
     folder = ResultFolder.of_checkpoint(saved, SETTINGS)
     other_way = ResultFolder.of_checkpoint(saved, {**SETTINGS, "dtype": "bfloat16"})

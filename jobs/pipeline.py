@@ -1,0 +1,30 @@
+"""Train a model through all its stages, measure each, and write one page of it.
+
+    python jobs/pipeline.py --run demo
+    ray job submit --working-dir . -- python jobs/pipeline.py --depth 34
+    --pretrain.tokens-per-param 40
+
+The same command skips what is done and goes on with what is half done.
+"""
+
+from functools import partial
+
+from evals.evaluate import EvaluateConfig, evaluate
+from evals.sources import lessons_of, task_of
+from evals.watch import CheckpointEvaluations
+from nanoray.config import run_job
+from nanoray.ops.pipeline import PipelineConfig, pipeline
+from nanoray.stages.finetune import finetune
+from nanoray.stages.pretrain import pretrain
+from nanoray.stages.rl import reinforce
+
+TRAIN = {
+    "pretrain": lambda config: pretrain(config, CheckpointEvaluations()),
+    "midtrain": lambda config: finetune("midtrain", config, lessons_of, CheckpointEvaluations()),
+    "sft": lambda config: finetune("sft", config, lessons_of, CheckpointEvaluations()),
+    "rl": lambda config: reinforce(config, task_of),
+}
+
+if __name__ == "__main__":
+    job = partial(pipeline, train=TRAIN, measure=lambda asked: evaluate(EvaluateConfig(**asked)))
+    run_job(PipelineConfig, job)

@@ -1,0 +1,70 @@
+"""One page of a whole run: what each stage took, what it scores, and what it says."""
+
+import html
+import logging
+from dataclasses import dataclass
+
+from nanoray.progress import duration
+from nanoray.report import page_of, shown, table
+from nanoray.report_card import COLUMNS, read_card
+from nanoray.storage import RunFolder, write_file
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """What a stage took, and what it told at its end."""
+
+    stage: str
+    seconds: float
+    """From its first start to its end, whatever happened between."""
+    dollars: float | None
+    """Of the cluster's GPUs over that time; None without GPUs."""
+    goodput: float | None
+    summary: dict[str, str]
+    samples: list[tuple[str, str]]
+
+    def line(self) -> str:
+        """Say in one line what it took."""
+        goodput = "" if self.goodput is None else f", goodput {100 * self.goodput:.0f} %"
+        dollars = "" if self.dollars is None else f", ${self.dollars:,.2f}"
+        return f"{COLUMNS[self.stage]:>5}  {duration(self.seconds)}{dollars}{goodput}"
+
+
+def write_page(run: RunFolder, facts: list[StageFacts]) -> None:
+    """Write report.html of a run."""
+    card = read_card(run)
+    seconds = sum(one.seconds for one in facts)
+    known = [one.dollars for one in facts if one.dollars is not None]
+    took = {COLUMNS[one.stage]: one.line().strip().partition("  ")[2] for one in facts}
+    took["all"] = duration(seconds) + (f", ${sum(known):,.2f}" if known else "")
+    contents = {
+        "Report card": card.to_html() if card else "",
+        "What it took": table(took),
+        "What it says": samples_of(facts[-1]) if facts else "",
+        **{f"{COLUMNS[one.stage]}": stage_section(one) for one in facts},
+    }
+    sections = "".join(
+        f"<section><h2>{heading}</h2>\n{content}\n</section>\n"
+        for heading, content in contents.items()
+        if content
+    )
+    covered = f"{len(facts)} stages, {', '.join(COLUMNS[one.stage] for one in facts)}."
+    page = page_of(run.run, covered, sections)
+    write_file(run.fs, run.path("report.html"), page.encode(errors="replace"))
+    logger.info("wrote %s/report.html", run)
+
+
+def samples_of(facts: StageFacts) -> str:
+    """Show what the last stage's model answers."""
+    return "\n".join(
+        f"<blockquote><b>{html.escape(prompt)}</b> {html.escape(text)}</blockquote>"
+        for prompt, text in facts.samples
+    )
+
+
+def stage_section(facts: StageFacts) -> str:
+    """Show the summary of a stage, and where its own report is."""
+    link = f'<p class="quiet"><a href="{shown(facts.stage)}/report.html">Its own report</a></p>'
+    return table(facts.summary) + link
