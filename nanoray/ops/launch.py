@@ -4,6 +4,7 @@ import logging
 import signal
 import threading
 import time
+import webbrowser
 from types import FrameType
 
 import ray
@@ -56,6 +57,8 @@ def launch(config: ServeConfig) -> None:
     except RuntimeError as error:
         raise InputError(f"The server did not start: {error}") from error
     tell_addresses(config)
+    if config.open_page:
+        webbrowser.open(f"{config.own_url()}/chat")
     while not stop.wait(1.0):
         pass
     drain()

@@ -44,6 +44,8 @@ class ServeConfig:
     """An engine that makes no step for so long is replaced."""
     cors_origins: tuple[str, ...] = ()
     """Web pages of these origins may call the API from a browser."""
+    open_page: bool = False
+    """Open the chat page in a browser when it is there."""
     page: bool = True
     """Serve the chat page too."""
 
