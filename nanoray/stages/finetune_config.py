@@ -24,6 +24,8 @@ from nanoray.train.schedule import Schedule
 
 LEARN = tuple(CHAT_PACKINGS.values())
 SOURCE = re.compile(r"(?P<name>[a-z0-9-]+)(=(?P<limit>\d+))?(\*(?P<epochs>\d+(\.\d+)?))?")
+HELD_OUT = 1000
+"""Conversations of each source to validate on, at most."""
 DATA = "data"
 """The name of the user's own files in a mixture."""
 
@@ -177,6 +179,12 @@ def parse_mixture(text: str) -> list[SourceAsked]:
     return asked
 
 
+def held_out_of(mixture: str) -> str:
+    """Give the mixture to validate on that goes with one to learn from."""
+    most = {one.name: min(one.limit or HELD_OUT, HELD_OUT) for one in parse_mixture(mixture)}
+    return ",".join(name if name == DATA else f"{name}={most[name]}" for name in most)
+
+
 def decide(
     config: FinetuneConfig, course: Course, model: GPTConfig, *, on_gpu: bool, dtype: str
 ) -> FinetuneConfig:
@@ -197,7 +205,7 @@ def decide(
     c = dataclasses.replace(
         c,
         mixture=own or course.mixture,
-        validation_mixture=c.validation_mixture or (own or course.validation),
+        validation_mixture=c.validation_mixture or (held_out_of(own) if own else course.validation),
         learn=c.learn or course.learn,
         lr_fraction=c.lr_fraction or course.lr_fraction,
         warmdown_ratio=course.warmdown_ratio if c.warmdown_ratio is None else c.warmdown_ratio,

@@ -39,6 +39,13 @@ def test_own_conversations_stand_for_the_mixture_unless_one_is_given() -> None:
     assert decided(data="own.jsonl").validation_mixture == "data"
 
 
+def test_a_mixture_is_validated_on_the_tests_of_its_sources() -> None:
+    config = decided(mixture="gsm8k,identity*2,spellingbee=300,arithmetic=9000", data="own")
+
+    assert config.validation_mixture == "gsm8k=1000,identity=1000,spellingbee=300,arithmetic=1000"
+    assert decided(mixture="data*3,facts=10", data="own").validation_mixture == "data,facts=10"
+
+
 def test_a_mixture_is_read_with_counts_and_epochs() -> None:
     assert parse_mixture("gsm8k, identity*2.5,spellingbee=300,facts=10*4") == [
         SourceAsked("gsm8k", None, 1.0),
