@@ -1,4 +1,5 @@
 # make pretrain   train a small model on the embedded texts, in about ten minutes on two cores
+# make demo       the whole path at a tiny size, in about half an hour; then the chat page opens
 # make test       all tests but the slow ones and those for GPUs
 # make test-slow  the slow ones
 # make check      what CI runs: lint, types, tests
@@ -17,7 +18,7 @@ RUN ?= demo
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: setup pretrain test test-slow lint types check clean
+.PHONY: setup pretrain demo test test-slow lint types check clean
 
 setup: $(READY)
 
@@ -31,6 +32,9 @@ $(READY): pyproject.toml constraints.txt scripts/system_packages.sh
 
 pretrain: $(READY)
 	$(BIN)/python jobs/pretrain.py --run $(RUN) --total-batch-tokens 8192 --num-steps 360 --validate-every 120
+
+demo: $(READY)
+	bash scripts/demo.sh $(BIN) $(RUN)
 
 test: $(READY)
 	bash scripts/test_packages.sh

@@ -15,7 +15,9 @@ from evals.smoltalk import SmolTalk
 from evals.spelling import SimpleSpelling, SpellingBee
 from evals.words import EMBEDDED_WORDS, load_words
 from nanoray.config import InputError
-from nanoray.stages.finetune_config import FinetuneConfig
+from nanoray.stages.finetune import SPLITS, read_sources
+from nanoray.stages.finetune_config import COURSES, FinetuneConfig, with_mixture
+from nanoray.stages.pretrain_config import PretrainConfig
 from nanoray.stages.rl_config import RLConfig
 from nanoray.task import Lessons, Task
 
@@ -103,3 +105,17 @@ def task_of(config: RLConfig, name: str, split: Split) -> Task:
     lessons = lessons_of(config, name, split, size)
     assert hasattr(lessons, "grade"), "the graded sources are tasks"
     return cast("Task", lessons)
+
+
+def check_sources(stage: str, config: PretrainConfig | FinetuneConfig | RLConfig) -> None:
+    """Read the sources of a stage of a pipeline before any of its stages runs.
+
+    Raises:
+        InputError: no such source, or data that are not there.
+    """
+    if isinstance(config, FinetuneConfig):
+        read_sources(with_mixture(config, COURSES[stage]), lessons_of)
+    if isinstance(config, RLConfig):
+        for name in config.tasks.split(","):
+            for split in SPLITS:
+                task_of(config, name.strip(), split)

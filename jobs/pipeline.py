@@ -10,21 +10,28 @@ The same command skips what is done and goes on with what is half done.
 from functools import partial
 
 from evals.evaluate import EvaluateConfig, evaluate
-from evals.sources import lessons_of, task_of
+from evals.exam_plan import plan_exams
+from evals.sources import check_sources, lessons_of, task_of
 from evals.watch import CheckpointEvaluations
 from nanoray.config import run_job
-from nanoray.ops.pipeline import PipelineConfig, pipeline
+from nanoray.ops.pipeline import Parts, PipelineConfig, pipeline
 from nanoray.stages.finetune import finetune
 from nanoray.stages.pretrain import pretrain
 from nanoray.stages.rl import reinforce
 
-TRAIN = {
-    "pretrain": lambda config: pretrain(config, CheckpointEvaluations()),
-    "midtrain": lambda config: finetune("midtrain", config, lessons_of, CheckpointEvaluations()),
-    "sft": lambda config: finetune("sft", config, lessons_of, CheckpointEvaluations()),
-    "rl": lambda config: reinforce(config, task_of),
-}
+PARTS = Parts(
+    train={
+        "pretrain": lambda config: pretrain(config, CheckpointEvaluations()),
+        "midtrain": lambda config: finetune(
+            "midtrain", config, lessons_of, CheckpointEvaluations()
+        ),
+        "sft": lambda config: finetune("sft", config, lessons_of, CheckpointEvaluations()),
+        "rl": lambda config: reinforce(config, task_of),
+    },
+    check=check_sources,
+    measure=lambda asked: evaluate(EvaluateConfig(**asked)),
+    check_measure=lambda asked: plan_exams(EvaluateConfig(**asked)),
+)
 
 if __name__ == "__main__":
-    job = partial(pipeline, train=TRAIN, measure=lambda asked: evaluate(EvaluateConfig(**asked)))
-    run_job(PipelineConfig, job)
+    run_job(PipelineConfig, partial(pipeline, parts=PARTS))

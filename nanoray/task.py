@@ -82,3 +82,23 @@ class JoinedTask:
                 return task, index
             index -= len(task)
         raise IndexError(f"no such example of {self.name}")
+
+
+class ChosenTask:
+    """Some examples of another task."""
+
+    def __init__(self, task: Task, indices: Sequence[int]) -> None:
+        self.task, self.indices = task, indices
+        self.name, self.baseline, self.sandbox = task.name, task.baseline, task.sandbox
+
+    def __len__(self) -> int:
+        """Give the number of examples."""
+        return len(self.indices)
+
+    def example(self, index: int) -> Example:
+        """Give one example."""
+        return self.task.example(self.indices[index])
+
+    def grade(self, index: int, answer: str) -> Grade:
+        """Grade an answer to an example."""
+        return self.task.grade(self.indices[index], answer)

@@ -173,8 +173,15 @@ class Resources:
         return {"CPU": self.cpus_per_worker, **({"GPU": 1.0} if self.use_gpu else {})}
 
 
-def choose_resources(config: RunConfig) -> Resources:
+def choose_resources(
+    config: RunConfig, *, most_workers: int | None = None, beside: int = 0
+) -> Resources:
     """Decide how many workers there are and what each one takes, from what the cluster has.
+
+    Args:
+        config: what the user gave.
+        most_workers: more cannot be used; bounds what is chosen where nothing was asked for.
+        beside: GPUs that are needed for something else; they are not chosen.
 
     Raises:
         NotEnoughResourcesError: more workers than the cluster holds, or no CPU left for Ray Data.
@@ -182,7 +189,8 @@ def choose_resources(config: RunConfig) -> Resources:
     have = cluster_total()
     use_gpu = have["GPU"] >= 1
     cpus, gpus = have["CPU"], int(have["GPU"])
-    low, high = worker_range(config.num_workers) or ((gpus, gpus) if use_gpu else (1, 1))
+    chosen = max(1, min(gpus - beside, most_workers or gpus)) if use_gpu else 1
+    low, high = worker_range(config.num_workers) or (chosen, chosen)
     if use_gpu and low > gpus:
         raise NotEnoughResourcesError(
             f"--num-workers {config.num_workers} needs {low} GPUs, and the cluster has {gpus}. "

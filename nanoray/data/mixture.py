@@ -21,7 +21,7 @@ from fsspec import AbstractFileSystem
 from nanoray.config import DataError, InputError
 from nanoray.storage import read_json, write_json
 from nanoray.task import Lessons
-from nanoray.text.chat import check_conversation
+from nanoray.text.chat import Message, check_conversation
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +95,8 @@ def write_mixture(
                 "another --run, or --fresh to begin anew."
             )
         return
+    if fs.exists(folder):  # what an earlier start left half made would count as data
+        fs.rm(folder, recursive=True)
     fs.makedirs(folder, exist_ok=True)
     counts = {
         name: _write_part(fs, folder, name, parts, skip_bad=skip_bad)
@@ -132,11 +134,11 @@ def _rows(parts: Sequence[Part], *, skip_bad: bool) -> Iterator[tuple[str, str]]
     skipped = 0
     for part, number in mixture_order([part.count for part in parts]):
         lessons, index = parts[part].lessons, number % parts[part].size
-        messages = [dict(message) for message in lessons.example(index).messages]
         try:
-            check_conversation(messages)
+            text = written(lessons.example(index).messages)
         except InputError as error:
-            problem = f"{place_of(lessons, index)}: {error}"
+            place = place_of(lessons, index)
+            problem = str(error) if place in str(error) else f"{place}: {error}"
             if not skip_bad:
                 raise DataError(
                     f"{problem} Mend it, or leave such ones out with --skip-bad-conversations."
@@ -145,9 +147,23 @@ def _rows(parts: Sequence[Part], *, skip_bad: bool) -> Iterator[tuple[str, str]]
             if skipped <= 3:
                 logger.warning("skipped %s", problem)
             continue
-        yield lessons.name, json.dumps(messages, ensure_ascii=False)
+        yield lessons.name, text
     if skipped > 3:
         logger.warning("skipped %d bad conversations in all", skipped)
+
+
+def written(messages: Sequence[Message]) -> str:
+    """Write a conversation as JSON, with what is rendered of it alone.
+
+    Raises:
+        InputError: it cannot be learned from.
+    """
+    check_conversation(messages)
+    kept = [{name: one[name] for name in ("role", "content")} for one in messages]
+    try:
+        return json.dumps(kept, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"It cannot be written as JSON ({error}).") from error
 
 
 def place_of(lessons: Lessons, index: int) -> str:

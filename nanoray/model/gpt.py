@@ -248,6 +248,8 @@ class GPT(nn.Module):
         gradient is added up by threads in any order (torch 2.13), and no run could be repeated to
         the bit.
         """
+        # RL has a shape for each length of answers, with and without gradients.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 16)
         self._run_block = torch.compile(run_block, dynamic=False, fullgraph=True)
         self._logits_grad = torch.compile(logits_grad, dynamic=False)
         self._log_total = torch.compile(log_total, dynamic=False)

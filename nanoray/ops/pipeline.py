@@ -1,27 +1,28 @@
 """The whole path of a model as one job: pretrain, midtrain, SFT, RL, and what each stage scores.
 
-What a stage was made from is known by a hash over its settings and the weights it began with, and
-stands in pipeline.json. So the same command skips what is done, goes on with what is half done, and
-makes anew what follows from something that has changed; what was there is moved aside.
+What a stage was made from stands in its own folder: the settings it was decided with, the hash of
+the weights it began with, a fingerprint of its sources. So the same command skips what is done,
+goes on with what is half done, and makes anew what follows from something that has changed; what
+was there is moved aside. Pretraining is never made anew by itself: what differs is refused.
 """
 
 import dataclasses
-import hashlib
-import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nanoray.cluster import connection
-from nanoray.config import RunConfig, require_positive, to_json
+from nanoray.config import RunConfig, flag, require_positive, to_json
 from nanoray.goodput import read_account
 from nanoray.ops.pipeline_page import StageFacts, write_page
 from nanoray.report_card import read_card
 from nanoray.stages.finetune_config import FinetuneConfig
 from nanoray.stages.pretrain_config import PretrainConfig
 from nanoray.stages.rl_config import RLConfig
-from nanoray.storage import RunFolder, StageFolder, read_json, write_json
+from nanoray.stages.start import changed_facts, fingerprints, stage_before
+from nanoray.storage import RunFolder, StageFolder, read_json
 from nanoray.train.checkpoint_name import STAGES, find_model
 
 logger = logging.getLogger(__name__)
@@ -74,18 +75,22 @@ class PipelineConfig:
         return STAGES[: STAGES.index(self.until) + 1]
 
 
-TrainStage = Callable[[Any], str]  # Any: the config of the stage
-Measure = Callable[[dict[str, Any]], object]  # Any: settings of different types
-"""Measures a model; it is given the settings of jobs/evaluate.py."""
+@dataclass(frozen=True)
+class Parts:
+    """What a pipeline is put together from, by its job."""
+
+    train: dict[str, Callable[[Any], str]]  # Any: the config of the stage
+    """Each stage by its name."""
+    check: Callable[[str, Any], None]  # Any: the config of the stage
+    """Reads the sources of a stage, and raises what it would raise hours later."""
+    measure: Callable[[dict[str, Any]], object]  # Any: settings of different types
+    """Measures a model; it is given the settings of jobs/evaluate.py."""
+    check_measure: Callable[[dict[str, Any]], object]  # Any: as above
+    """Reads the questions."""
 
 
-def pipeline(config: PipelineConfig, train: dict[str, TrainStage], measure: Measure) -> str:
+def pipeline(config: PipelineConfig, parts: Parts) -> str:
     """Run all stages that are asked for, or what is left of them.
-
-    Args:
-        config: what the user gave.
-        train: each stage by its name.
-        measure: how a stage is measured.
 
     Returns:
         The table of scores, and how to talk to the model.
@@ -99,14 +104,21 @@ def pipeline(config: PipelineConfig, train: dict[str, TrainStage], measure: Meas
     name = config.run or f"d{depth or (20 if on_gpu else 4)}"
     storage = connection.absolute_address(config.storage or "runs")
     run = RunFolder(storage, name)
-    for stage in config.stages:
-        run_once(stage, stage_config(config, stage, name, storage), run, train[stage])
-    for stage in config.stages:
-        measure(measured(config, f"{name}/{stage}", storage))
+    stages = {stage: stage_config(config, stage, name, storage) for stage in config.stages}
+    left = [stage for stage in stages if not is_done(stage, stages[stage], run)]
+    for stage in left:
+        parts.check(stage, stages[stage])
+    asked = [measured(config, f"{name}/{stage}", storage) for stage in stages]
+    parts.check_measure(asked[0])
+    for stage, own in stages.items():
+        run_once(stage, own, run, parts.train[stage])
+    began = time.monotonic()
+    for one in asked:
+        parts.measure(one)
     gpus = int(connection.cluster_total()["GPU"])
-    facts = [
-        facts_of(run.stage(stage), gpus, config.dollars_per_gpu_hour) for stage in config.stages
-    ]
+    price = gpus * config.dollars_per_gpu_hour / 3600 if gpus else None
+    facts = [facts_of(run.stage(stage), price) for stage in stages]
+    facts.append(StageFacts.of_evaluation(time.monotonic() - began, price))
     write_page(run, facts)
     return told(run, facts)
 
@@ -137,45 +149,62 @@ def measured(config: PipelineConfig, name: str, storage: str) -> dict[str, Any]:
     }
 
 
-def run_once(stage: str, config: RunConfig, run: RunFolder, train: TrainStage) -> None:
-    """Run a stage, unless it was done with the same settings and from the same weights."""
-    inputs = inputs_hash(stage, config, run)
-    record = read_json(run.fs, run.path("pipeline.json")) or {}
-    begun = record.get(stage)
-    if begun == inputs and stage in run.read_state().get("stages_done", []):
+def run_once(stage: str, config: RunConfig, run: RunFolder, train: Callable[[Any], str]) -> None:
+    """Run a stage, unless it was done from what is asked for now."""
+    if is_done(stage, config, run):
         logger.info("%s is done, from the same inputs", run.stage(stage))
         return
-    if begun is not None and begun != inputs:
-        logger.info("%s was made from other inputs, and is made anew", run.stage(stage))
+    changed = differences(stage, config, run)
+    if changed and stage != STAGES[0]:
+        logger.info("%s began with other %s, and is made anew", run.stage(stage), changed)
         config = dataclasses.replace(config, fresh=True)
-    write_json(run.fs, run.path("pipeline.json"), {**record, stage: inputs})
     train(config)
 
 
-def inputs_hash(stage: str, config: RunConfig, run: RunFolder) -> str:
-    """Hash the settings that decide a stage's result, and the weights that it begins with."""
-    decisive = {
+def is_done(stage: str, config: RunConfig, run: RunFolder) -> bool:
+    """Say whether a stage is finished, from what is asked for now."""
+    finished = stage in run.read_state().get("stages_done", [])
+    return finished and not config.fresh and not differences(stage, config, run)
+
+
+def differences(stage: str, config: RunConfig, run: RunFolder) -> str:
+    """Name what a stage that has begun was made from, and is not any more.
+
+    What is left open is as it was.
+    """
+    folder = run.stage(stage)
+    saved = folder.read_config()
+    if saved is None:
+        return ""
+    asked = {
         f.name: value
         for f, value in zip(dataclasses.fields(config), to_json(config).values(), strict=True)
-        if f.metadata.get("identity")
+        if f.metadata.get("identity") and value is not None
     }
-    before = STAGES[: STAGES.index(stage)]
-    done = run.read_state().get("stages_done", [])
-    start = next((name for name in reversed(before) if name in done), None)
-    weights = find_model(run.storage, f"{run.run}/{start}").weights_hash() if start else None
-    content = json.dumps([decisive, weights], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    changed = [flag(name) for name, value in asked.items() if saved.get(name) != value]
+    if stage == STAGES[0]:
+        data = getattr(config, "data", None)
+        own = {data, connection.absolute_address(data)} if data else {saved.get("data")}
+        return " and ".join(changed + ([] if saved.get("data") in own else ["--data"]))
+    start = stage_before(folder)
+    facts = {
+        "from": start,
+        "weights": find_model(run.storage, start).weights_hash(),
+        "sources": fingerprints(config),
+    }
+    return " and ".join(changed + changed_facts(folder, facts))
 
 
-def facts_of(folder: StageFolder, gpus: int, dollars_per_gpu_hour: float) -> StageFacts:
-    """Say what a stage took."""
+def facts_of(folder: StageFolder, dollars_per_second: float | None) -> StageFacts:
+    """Say what a stage took; the time in which nobody ran it does not count."""
     account = read_account(folder)
+    seconds = account.total - account.seconds["stopped"]
     report = read_json(folder.fs, folder.path("report.json")) or {}
     return StageFacts(
         stage=folder.name,
-        seconds=account.total,
-        dollars=account.total / 3600 * gpus * dollars_per_gpu_hour if gpus else None,
-        goodput=account.seconds["productive"] / account.total if account.total else None,
+        seconds=seconds,
+        dollars=None if dollars_per_second is None else seconds * dollars_per_second,
+        goodput=account.seconds["productive"] / seconds if seconds else None,
         summary=dict(report.get("summary", {})),
         samples=[(str(prompt), str(text)) for prompt, text in report.get("samples", [])],
     )
@@ -186,10 +215,11 @@ def told(run: RunFolder, facts: list[StageFacts]) -> str:
     card = read_card(run)
     lines = [card.markdown(), ""] if card else []
     lines += [one.line() for one in facts]
-    storage = "" if run.storage.endswith("/runs") else f" --storage {run.storage}"
+    is_default = run.storage == connection.absolute_address("runs")
+    storage = "" if is_default else f" --storage {run.storage}"
     lines += [
         "",
         f"page: {run}/report.html",
-        f"talk to it: python jobs/serve.py {run.run}{storage}",
+        f"talk to it: python jobs/serve.py --run {run.run}{storage}",
     ]
     return "\n".join(lines)

@@ -12,24 +12,38 @@ from nanoray.storage import RunFolder, write_file
 logger = logging.getLogger(__name__)
 
 
+EVALUATION = "evaluation"
+
+
 @dataclass(frozen=True)
 class StageFacts:
     """What a stage took, and what it told at its end."""
 
     stage: str
     seconds: float
-    """From its first start to its end, whatever happened between."""
+    """In which it ran, or waited to run."""
     dollars: float | None
     """Of the cluster's GPUs over that time; None without GPUs."""
     goodput: float | None
     summary: dict[str, str]
     samples: list[tuple[str, str]]
 
+    @classmethod
+    def of_evaluation(cls, seconds: float, dollars_per_second: float | None) -> "StageFacts":
+        """Say what measuring all stages took; results that were there already took nothing."""
+        dollars = None if dollars_per_second is None else seconds * dollars_per_second
+        return cls(EVALUATION, seconds, dollars, None, {}, [])
+
+    @property
+    def label(self) -> str:
+        """How tables call it."""
+        return COLUMNS.get(self.stage, "EVAL")
+
     def line(self) -> str:
         """Say in one line what it took."""
         goodput = "" if self.goodput is None else f", goodput {100 * self.goodput:.0f} %"
         dollars = "" if self.dollars is None else f", ${self.dollars:,.2f}"
-        return f"{COLUMNS[self.stage]:>5}  {duration(self.seconds)}{dollars}{goodput}"
+        return f"{self.label:>5}  {duration(self.seconds)}{dollars}{goodput}"
 
 
 def write_page(run: RunFolder, facts: list[StageFacts]) -> None:
@@ -37,20 +51,21 @@ def write_page(run: RunFolder, facts: list[StageFacts]) -> None:
     card = read_card(run)
     seconds = sum(one.seconds for one in facts)
     known = [one.dollars for one in facts if one.dollars is not None]
-    took = {COLUMNS[one.stage]: one.line().strip().partition("  ")[2] for one in facts}
+    trained = [one for one in facts if one.stage != EVALUATION]
+    took = {one.label: one.line().strip().partition("  ")[2] for one in facts}
     took["all"] = duration(seconds) + (f", ${sum(known):,.2f}" if known else "")
     contents = {
         "Report card": card.to_html() if card else "",
         "What it took": table(took),
-        "What it says": samples_of(facts[-1]) if facts else "",
-        **{f"{COLUMNS[one.stage]}": stage_section(one) for one in facts},
+        "What it says": samples_of(trained[-1]) if trained else "",
+        **{one.label: stage_section(one) for one in trained},
     }
     sections = "".join(
         f"<section><h2>{heading}</h2>\n{content}\n</section>\n"
         for heading, content in contents.items()
         if content
     )
-    covered = f"{len(facts)} stages, {', '.join(COLUMNS[one.stage] for one in facts)}."
+    covered = f"{len(trained)} stages, {', '.join(one.label for one in trained)}."
     page = page_of(run.run, covered, sections)
     write_file(run.fs, run.path("report.html"), page.encode(errors="replace"))
     logger.info("wrote %s/report.html", run)

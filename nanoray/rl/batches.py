@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from nanoray.data.batches import StepRows
 from nanoray.data.blocks import RECORD_FIELDS, row_digest
 from nanoray.inference.sequence import FinishReason
 from nanoray.rl.trajectory import Trajectory, advantages
 
-LENGTH_STEP = 64
-"""Rows are padded to a multiple of it, so that few shapes have to be compiled."""
+SHORTEST = 128
+"""Rows are padded to this length, or twice, four times, ... as much: each shape is compiled."""
 
 Group = Sequence[Trajectory]
 
@@ -42,7 +45,7 @@ def rows_of_groups(
     record = torch.zeros(groups_per_step * num_samples, RECORD_FIELDS, dtype=torch.int64)
     flat = [trajectory for group in groups.values() for trajectory in group]
     longest = max(len(trajectory.tokens) for trajectory in flat) - 1
-    T = math.ceil(longest / LENGTH_STEP) * LENGTH_STEP
+    T = SHORTEST * 2 ** max(0, math.ceil(math.log2(longest / SHORTEST)))
     rows = np.full((len(flat), T + 1), ~padding_id, np.int32)
     factors = np.zeros((len(flat), T), np.float32)
     old_logprobs = np.zeros((len(flat), T), np.float32)
@@ -65,6 +68,25 @@ def rows_of_groups(
         factors=torch.from_numpy(factors),
         old_logprobs=torch.from_numpy(old_logprobs) if is_stale else None,
         means=means_of(list(groups.values()), version),
+    )
+
+
+def padded_to_batches(rows: StepRows, device_batch_size: int) -> StepRows:
+    """Add rows without a target, so that all forward passes have one shape."""
+    missing = -len(rows.rows) % device_batch_size
+    if not missing:
+        return rows
+
+    def longer(values: Tensor | None, value: int) -> Tensor | None:
+        return None if values is None else F.pad(values, (0, 0, 0, missing), value=value)
+
+    padded = longer(rows.rows, -1)
+    assert padded is not None, "there are rows"
+    return replace(
+        rows,
+        rows=padded,
+        factors=longer(rows.factors, 0),
+        old_logprobs=longer(rows.old_logprobs, 0),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from nanoray.cluster import connection
-from nanoray.config import InputError
+from nanoray.config import InputError, flag
 from nanoray.data.conversation_files import find_conversations
 from nanoray.data.conversations import CONVERSATIONS, CUT, LEARNED, PADDING, UNLEARNABLE
 from nanoray.data.manifest import UNIT_BYTES, Manifest, check_unchanged, make_manifest
@@ -30,7 +30,6 @@ from nanoray.stages.pretrain_config import rows_of_batch
 from nanoray.stages.stage_driver import (
     Evaluations,
     PlannedRows,
-    begun_config,
     check_rows,
     check_space,
     default_dtype,
@@ -41,17 +40,18 @@ from nanoray.stages.stage_driver import (
     planned,
     run_stage,
 )
+from nanoray.stages.start import find_tokenizer, keep_start, open_later_stage
 from nanoray.stages.training_job import TrainingJob
-from nanoray.storage import RunFolder, StageFolder, read_json, write_json
+from nanoray.storage import StageFolder, read_json, write_json
 from nanoray.task import Example, Lessons
 from nanoray.text.tokenizer import Tokenizer
-from nanoray.text.tokenizer_file import load_tokenizer, save_tokenizer
-from nanoray.train.checkpoint_files import committed_steps
-from nanoray.train.checkpoint_name import STAGES, SavedModel, find_model
+from nanoray.text.tokenizer_file import save_tokenizer
+from nanoray.train.checkpoint_name import SavedModel
 
 logger = logging.getLogger(__name__)
 
 Split = Literal["train", "test"]
+SPLITS: tuple[Split, Split] = ("train", "test")
 MakeLessons = Callable[[FinetuneConfig, str, Split, int | None], Lessons]
 """Gives the lessons of a source by its name; the number is how many a made-up source has."""
 
@@ -117,22 +117,28 @@ def prepare(
     evaluations: Evaluations[FinetuneConfig],
 ) -> TrainingJob:
     """Decide and check everything, mix the conversations, and open the stage."""
-    config, folder, start = open_stage(stage, config, storage)
+    config, opened = open_later_stage(stage, with_absolute_data(config), storage)
+    folder, start, course = opened.folder, opened.start, COURSES[stage]
+    config = decide(config, course, start.config(), on_gpu=on_gpu(), dtype=default_dtype())
     evaluations.check(config)
-    course = COURSES[stage]
-    resources = connection.choose_resources(config)
     rows_per_step = rows_of_batch(config.total_batch_tokens, config.max_seq_len)
+    resources = connection.choose_resources(config, most_workers=rows_per_step)
     check_rows(config, rows_per_step, resources.num_workers[1])
     tokenizer = find_tokenizer(folder.run, start)
+    place = folder.path("mixture")
+    mixed = not config.fresh and read_json(folder.fs, f"{place}/mixture.json") is not None
+    # Read before anything is moved: what was there is not given up for what cannot be had.
+    sources = None if mixed else read_sources(config, make_lessons)
     if config.fresh:
         move_aside(folder)
-    manifest = mix(config, folder, make_lessons)
+    manifest = mix(config, folder, opened.facts["sources"], sources)
     plan = plan_of(config, manifest, tokenizer)
     counts = count_once(folder, plan)
     config = with_length(config, counts[ROWS])
     recipe = recipe_of(config, course, start, text_start=tokenizer.bos_id)
     check_space(config, recipe, folder, resources)
     save_tokenizer(tokenizer, folder.run.tokenizer_address)
+    keep_start(opened)
     num_bytes = sum(unit.num_bytes for unit in plan.units)
     rows = PlannedRows(
         plan,
@@ -145,89 +151,61 @@ def prepare(
     return job
 
 
-def open_stage(
-    stage: str, config: FinetuneConfig, storage: str
-) -> tuple[FinetuneConfig, StageFolder, SavedModel]:
-    """Find the stage's folder and where it starts from, and decide its config."""
-    if config.run is None and config.from_ is None:
-        raise InputError(
-            "--run is missing: name the run to go on with, or give another one and --from."
-        )
-    if config.data is not None:
-        config = dataclasses.replace(config, data=connection.absolute_address(config.data))
-    name = config.run or str(config.from_).partition("/")[0].partition("@")[0]
-    folder = RunFolder(storage, name).stage(stage)
-    if config.from_ is None:
-        saved = None if config.fresh else folder.read_config()
-        source = saved["from_"] if saved else stage_before(folder)
-    else:
-        source = find_model(storage, config.from_).name
-    start = find_model(storage, source)
-    config = dataclasses.replace(config, run=name, from_=source)
-    begun = begun_config(config, folder)
-    if begun is not None:
-        data = (folder.read_config() or {}).get("data")
-        config = dataclasses.replace(begun, data=begun.data or data)
-    gpu = on_gpu()
-    decided = decide(config, COURSES[stage], start.config(), on_gpu=gpu, dtype=default_dtype())
-    return decided, folder, start
+def with_absolute_data(config: FinetuneConfig) -> FinetuneConfig:
+    """Make the address of the user's own files absolute."""
+    if config.data is None:
+        return config
+    return dataclasses.replace(config, data=connection.absolute_address(config.data))
 
 
-def stage_before(folder: StageFolder) -> str:
-    """Name the newest checkpoint of the latest finished stage before this one.
+def read_sources(
+    config: FinetuneConfig, make_lessons: MakeLessons
+) -> tuple[list[Part], list[Part]]:
+    """Read the sources of the mixture to learn from, and of the one to validate on.
 
     Raises:
-        InputError: there is none.
+        InputError: a source that is not there, or files that no mixture names.
     """
-    run = folder.run
-    done = run.read_state().get("stages_done", [])
-    for stage in reversed(STAGES[: STAGES.index(folder.name)]):
-        steps = committed_steps(run.stage(stage))
-        if stage in done and steps:
-            return find_model(run.storage, f"{run.run}/{stage}").name
-        if steps:
-            raise InputError(
-                f"{run}/{stage} is not finished. Finish it, or give --from "
-                f"{run.run}/{stage} to go on from its newest checkpoint."
-            )
-    raise InputError(
-        f"{run} has no finished stage before {folder.name}. Train one with jobs/pretrain.py, or "
-        "give --from RUN with a checkpoint."
-    )
-
-
-def find_tokenizer(run: RunFolder, start: SavedModel) -> Tokenizer:
-    """Give the tokenizer of the checkpoint that the stage starts from.
-
-    Raises:
-        InputError: the run has another one.
-    """
-    tokenizer = start.tokenizer()
-    if run.fs.exists(run.tokenizer_file):
-        own = load_tokenizer(run.tokenizer_address)
-        if own.hash != tokenizer.hash:
-            raise InputError(
-                f"--from {start.name} has another tokenizer than run {run.run}. Give another --run."
-            )
-    return tokenizer
-
-
-def mix(config: FinetuneConfig, folder: StageFolder, make_lessons: MakeLessons) -> Manifest:
-    """Mix the conversations, unless that is done, and list what the mixture is made of."""
     assert config.mixture, "decided"
     assert config.validation_mixture, "decided"
-    place = folder.path("mixture")
-    address = f"{folder}/mixture"
-    saved = None if config.fresh else read_json(folder.fs, folder.path("manifest.json"))
+    asked = [parse_mixture(config.mixture), parse_mixture(config.validation_mixture)]
+    if config.data is not None and DATA not in [one.name for one in asked[0]]:
+        raise InputError(
+            f"--data {config.data} is not in --mixture {config.mixture}. Add {DATA} to it, or "
+            "leave --data out."
+        )
+    training, validation = (
+        [
+            Part(lessons_of(config, one, split, make_lessons), one.epochs, one.limit)
+            for one in sources
+        ]
+        for sources, split in zip(asked, SPLITS, strict=True)
+    )
+    return training, validation
+
+
+def mix(
+    config: FinetuneConfig,
+    folder: StageFolder,
+    fingerprints: dict[str, str | None],
+    sources: tuple[list[Part], list[Part]] | None,
+) -> Manifest:
+    """Mix the conversations, unless that is done, and list what the mixture is made of."""
+    address, place = f"{folder}/mixture", folder.path("mixture")
+    saved = read_json(folder.fs, folder.path("manifest.json"))
     if saved is not None:
         return check_unchanged(Manifest.from_json(saved), address)
-    facts = {"training": config.mixture, "validation": config.validation_mixture}
-    made = read_json(folder.fs, f"{place}/mixture.json") is not None
+    training, validation = sources or ([], [])
+    facts = {
+        "training": config.mixture,
+        "validation": config.validation_mixture,
+        **{f"file of {flag(name)}": known for name, known in fingerprints.items() if known},
+    }
     write_mixture(
         folder.fs,
         place,
-        [] if made else parts_of(config, config.mixture, "train", make_lessons),
-        [] if made else parts_of(config, config.validation_mixture, "test", make_lessons),
+        training,
+        validation,
         facts=facts,
         skip_bad=config.skip_bad_conversations,
     )
@@ -235,16 +213,6 @@ def mix(config: FinetuneConfig, folder: StageFolder, make_lessons: MakeLessons) 
     num_bytes = sum(shard.num_bytes for shard in manifest.shards)
     unit_bytes = max(LEAST_UNIT_BYTES, min(UNIT_BYTES, num_bytes // UNITS))
     return dataclasses.replace(manifest, unit_bytes=unit_bytes)
-
-
-def parts_of(
-    config: FinetuneConfig, mixture: str, split: Split, make_lessons: MakeLessons
-) -> list[Part]:
-    """Read the sources of a mixture."""
-    return [
-        Part(lessons_of(config, asked, split, make_lessons), asked.epochs, asked.limit)
-        for asked in parse_mixture(mixture)
-    ]
 
 
 def lessons_of(
@@ -290,10 +258,11 @@ def count_once(folder: StageFolder, plan: DataPlan) -> dict[str, int]:
     if saved.get("data_hash") == plan.hash:
         return dict(saved["counts"])
     counts = count_rows(plan)
-    if not counts[ROWS]:
+    if not counts[ROWS] or not len(plan.validation_rows(1)):
+        part = "validate on" if counts[ROWS] else "learn from"
         raise InputError(
-            f"None of the {counts.get(CONVERSATIONS, 0)} conversations has a token to learn within "
-            f"--max-seq-len {plan.max_seq_len}. Give others, or longer rows."
+            f"None of the conversations to {part} has a token to learn within --max-seq-len "
+            f"{plan.max_seq_len}. Give others, or longer rows."
         )
     write_json(folder.fs, path, {"data_hash": plan.hash, "counts": counts})
     return counts

@@ -185,6 +185,13 @@ def held_out_of(mixture: str) -> str:
     return ",".join(name if name == DATA else f"{name}={most[name]}" for name in most)
 
 
+def with_mixture(config: FinetuneConfig, course: Course) -> FinetuneConfig:
+    """Decide what is mixed: what was asked for, the user's own files, or what the course says."""
+    own = config.mixture or (DATA if config.data else None)
+    held_out = config.validation_mixture or (held_out_of(own) if own else course.validation)
+    return dataclasses.replace(config, mixture=own or course.mixture, validation_mixture=held_out)
+
+
 def decide(
     config: FinetuneConfig, course: Course, model: GPTConfig, *, on_gpu: bool, dtype: str
 ) -> FinetuneConfig:
@@ -201,11 +208,8 @@ def decide(
             "less, or leave it out."
         )
     wanted = course.batch_tokens if on_gpu else course.cpu_batch_tokens
-    own = c.mixture or (DATA if c.data else None)
     c = dataclasses.replace(
-        c,
-        mixture=own or course.mixture,
-        validation_mixture=c.validation_mixture or (held_out_of(own) if own else course.validation),
+        with_mixture(c, course),
         learn=c.learn or course.learn,
         lr_fraction=c.lr_fraction or course.lr_fraction,
         warmdown_ratio=course.warmdown_ratio if c.warmdown_ratio is None else c.warmdown_ratio,

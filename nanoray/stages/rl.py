@@ -1,6 +1,7 @@
 """Reinforcement learning as one function: ask, grade, and learn from what was right."""
 
-import dataclasses
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -10,15 +11,14 @@ from nanoray.cluster import connection
 from nanoray.config import InputError, to_json
 from nanoray.data.blocks import Layout
 from nanoray.data.feed import start_pacer
+from nanoray.model.gpt import GPTConfig
 from nanoray.rl.rollout_workers import RolloutCrew
 from nanoray.rl.source import RolloutSource
 from nanoray.rl.steps import QuestionPlan
-from nanoray.stages.finetune import find_tokenizer, stage_before
 from nanoray.stages.rl_config import RLConfig, decide, recipe_of, with_length
 from nanoray.stages.rl_feed import RolloutFeed
 from nanoray.stages.rl_summary import finish
 from nanoray.stages.stage_driver import (
-    begun_config,
     check_space,
     default_dtype,
     describe_workers,
@@ -26,15 +26,20 @@ from nanoray.stages.stage_driver import (
     on_gpu,
     run_stage,
 )
+from nanoray.stages.start import find_tokenizer, keep_start, open_later_stage
 from nanoray.stages.training_job import TrainingJob
-from nanoray.storage import RunFolder, StageFolder
-from nanoray.task import JoinedTask, Task
+from nanoray.task import ChosenTask, JoinedTask, Task
+from nanoray.text.chat import render_for_completion
+from nanoray.text.tokenizer import Tokenizer
 from nanoray.text.tokenizer_file import save_tokenizer
-from nanoray.train.checkpoint_name import SavedModel, find_model
+from nanoray.train.checkpoint_name import SavedModel
 
 logger = logging.getLogger(__name__)
 
 STAGE = "rl"
+SPLITS: tuple[Literal["train"], Literal["test"]] = ("train", "test")
+LEAST_ANSWER_TOKENS = 16
+"""Room that a question must leave in the context."""
 
 MakeTask = Callable[[RLConfig, str, Literal["train", "test"]], Task]
 """Gives a task by its name: its questions to learn from, or those that are held out."""
@@ -62,26 +67,24 @@ def reinforce(config: RLConfig, make_task: MakeTask) -> str:
 
 def prepare(config: RLConfig, storage: str, make_task: MakeTask) -> TrainingJob:
     """Decide and check everything, and open the stage."""
-    config, folder, start = open_stage(config, storage)
+    config, opened = open_later_stage(STAGE, config, storage)
+    folder, start = opened.folder, opened.start
+    model, tokenizer = start.config(), find_tokenizer(folder.run, start)
+    config = decide(config, model, on_gpu=on_gpu(), dtype=default_dtype())
     names = [name.strip() for name in config.tasks.split(",")]
-    task = JoinedTask([make_task(config, name, "train") for name in names])
-    held_out = JoinedTask([make_task(config, name, "test") for name in names])
+    task, held_out = (
+        within_context(
+            JoinedTask([make_task(config, name, split) for name in names]), tokenizer, model
+        )
+        for split in SPLITS
+    )
     config = with_length(config, len(task))
     recipe = recipe_of(config, start)
-    resources = connection.choose_resources(config)
-    most_workers = resources.num_workers[1]
-    if most_workers > config.examples_per_step:
-        raise InputError(
-            f"--num-workers {config.num_workers or most_workers} is more than the "
-            f"{config.examples_per_step} questions of a step. Give at most that many, or a larger "
-            "--examples-per-step."
-        )
-    check_space(config, recipe, folder, resources)
-    tokenizer = find_tokenizer(folder.run, start)
-    if config.fresh:
-        move_aside(folder)
-    save_tokenizer(tokenizer, folder.run.tokenizer_address)
-    folder.write_config(to_json(config))
+    resources = connection.choose_resources(
+        config, most_workers=config.examples_per_step, beside=config.rollout_workers
+    )
+    check_groups(config, resources.num_workers[1])
+    crew = choose_crew(config, resources)
     assert config.run, "decided"
     assert config.dtype, "decided"
     feed = RolloutFeed(
@@ -98,34 +101,63 @@ def prepare(config: RLConfig, storage: str, make_task: MakeTask) -> TrainingJob:
             held_out=(held_out, config.rollout(is_held_out=True)),
         ),
         plan=QuestionPlan(len(task), config.seed, config.examples_per_step),
-        crew=choose_crew(config, resources),
+        questions_hash=hash_of(task),
+        crew=crew,
         max_staleness=config.max_staleness,
         num_held_out=min(config.validation_questions, len(held_out)),
+        device_batch_size=recipe.device_batch_size,
     )
-    pacer = start_pacer(Layout(1, 1), most_workers, 1)
+    check_space(config, recipe, folder, resources)
+    if config.fresh:
+        move_aside(folder)
+    save_tokenizer(tokenizer, folder.run.tokenizer_address)
+    keep_start(opened)
+    folder.write_config(to_json(config))
+    pacer = start_pacer(Layout(1, 1), resources.num_workers[1], 1)
     job = TrainingJob(STAGE, config, recipe, storage, feed, resources, pacer)
     describe(job, config, start, feed)
     return job
 
 
-def open_stage(config: RLConfig, storage: str) -> tuple[RLConfig, StageFolder, SavedModel]:
-    """Find the stage's folder and where it starts from, and decide its config."""
-    if config.run is None and config.from_ is None:
+def within_context(task: Task, tokenizer: Tokenizer, model: GPTConfig) -> Task:
+    """Leave out the questions that leave no room for an answer, and say how many there are.
+
+    Raises:
+        InputError: that are all.
+    """
+    most = model.max_seq_len - LEAST_ANSWER_TOKENS
+    kept = [
+        index
+        for index in range(len(task))
+        if len(render_for_completion(task.example(index).messages, tokenizer, most + 1)) <= most
+    ]
+    if not kept:
         raise InputError(
-            "--run is missing: name the run to go on with, or give another one and --from."
+            f"No question of {task.name} leaves room for an answer in the {model.max_seq_len} "
+            "tokens of the model. Name other --tasks."
         )
-    name = config.run or str(config.from_).partition("/")[0].partition("@")[0]
-    folder = RunFolder(storage, name).stage(STAGE)
-    if config.from_ is None:
-        saved = None if config.fresh else folder.read_config()
-        source = saved["from_"] if saved else stage_before(folder)
-    else:
-        source = find_model(storage, config.from_).name
-    start = find_model(storage, source)
-    config = dataclasses.replace(config, run=name, from_=source)
-    config = begun_config(config, folder) or config
-    gpu = on_gpu()
-    return decide(config, start.config(), on_gpu=gpu, dtype=default_dtype()), folder, start
+    if len(kept) == len(task):
+        return task
+    logger.warning("%s: left out %d questions that are too long", task.name, len(task) - len(kept))
+    return ChosenTask(task, kept)
+
+
+def hash_of(task: Task) -> str:
+    """Hash all questions with their answers."""
+    digest = hashlib.sha256(task.name.encode())
+    for index in range(len(task)):
+        digest.update(json.dumps(list(task.example(index).messages)).encode())
+    return digest.hexdigest()
+
+
+def check_groups(config: RLConfig, most_workers: int) -> None:
+    """Raise an InputError if there are more trainers than questions in a step."""
+    if most_workers > config.examples_per_step:
+        raise InputError(
+            f"--num-workers {config.num_workers or most_workers} is more than the "
+            f"{config.examples_per_step} questions of a step. Give at most that many, or a larger "
+            "--examples-per-step."
+        )
 
 
 def choose_crew(config: RLConfig, resources: connection.Resources) -> RolloutCrew | None:
@@ -154,6 +186,8 @@ def choose_crew(config: RLConfig, resources: connection.Resources) -> RolloutCre
         cpus_each=1.0 if resources.use_gpu else 0.0,
         gpus_each=1.0 if resources.use_gpu else 0.0,
         threads=4 if resources.use_gpu else 1,
+        # Well before the group is taken for hung.
+        answer_seconds=max(1.0, config.hang_seconds / 2),
     )
 
 

@@ -11,6 +11,7 @@ from nanoray.config import InputError, RunConfig, flag, identity, require_positi
 from nanoray.inference.engine import EngineConfig
 from nanoray.model.gpt import GPTConfig
 from nanoray.rl.rollout import RolloutConfig
+from nanoray.stages.finetune_config import PROMPTS
 from nanoray.stages.pretrain_config import (
     batch_for,
     check_divides,
@@ -171,5 +172,7 @@ def recipe_of(config: RLConfig, start: SavedModel) -> Recipe:
         validate_every=config.validate_every,
         start=start,
         most_importance=config.most_importance,
+        prompts=PROMPTS,
         is_chat=True,
+        sample_tokens=config.max_new_tokens,
     )

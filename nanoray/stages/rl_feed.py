@@ -10,6 +10,7 @@ from ray.data import DataIterator, Dataset
 
 from nanoray.data.batches import StepRows
 from nanoray.data.plan import Cursor
+from nanoray.rl.batches import padded_to_batches
 from nanoray.rl.pass_rate import PassRate
 from nanoray.rl.rollout_workers import RolloutCrew, RolloutWorkers
 from nanoray.rl.source import Collector, LocalRollouts, RolloutSource
@@ -17,7 +18,7 @@ from nanoray.rl.steps import QuestionPlan, rollout_steps
 from nanoray.storage import RunFolder, write_json
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.train.state import TrainState
-from nanoray.train.world import World
+from nanoray.train.world import World, wait_for_all
 
 BEFORE_FILE = "before.json"
 """How the policy did before its first step."""
@@ -32,10 +33,13 @@ class RolloutFeed:
     stage: str
     source: RolloutSource
     plan: QuestionPlan
+    questions_hash: str
+    """Over all questions and their answers."""
     crew: RolloutCrew | None
     """Workers that each trainer has for itself; None where it draws its answers."""
     max_staleness: int
     num_held_out: int
+    device_batch_size: int
     _collector: Collector | None = field(default=None, repr=False)
     """Of this process; it is never sent to another."""
 
@@ -48,7 +52,7 @@ class RolloutFeed:
     def hash(self) -> str:
         """Hash over all that decides which answers are drawn, but the weights."""
         content = [
-            self.source.task.name,
+            self.questions_hash,
             asdict(self.plan),
             asdict(self.source.rollout),
             self.source.tokenizer,
@@ -81,14 +85,18 @@ class RolloutFeed:
             if world.rank == 0:
                 folder = RunFolder(self.storage, self.run).stage(self.stage)
                 write_json(folder.fs, folder.path(BEFORE_FILE), before)
-        yield from rollout_steps(
+        for rows in rollout_steps(
             self.collector(world),
             self.plan,
             world,
             state,
             max_staleness=self.max_staleness,
             padding_id=self.tokenizer.bos_id,
-        )
+        ):
+            # Others may still draw: a rank that waited for them in the step would give no sign of
+            # life, and be taken for hung.
+            wait_for_all(world, "waiting for the rollouts of others")
+            yield padded_to_batches(rows, self.device_batch_size)
 
     def validation(self, world: World, device_batch_size: int) -> PassRate:
         """Give what the stage is measured by."""

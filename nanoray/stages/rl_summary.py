@@ -21,6 +21,7 @@ def finish(job: TrainingJob) -> str:
     names = [name for name in before if name.startswith("validation/")]
     after = {name: value for record in records for name, value in record.items() if name in names}
     summary = {"started from": str(config.from_), **trained_lines(job)}
+    del summary["dropped by packing"]
     summary["mean reward"] = (
         f"{statistics.mean(rewards[:tenth]):.3f} in the first tenth of the steps, "
         f"{statistics.mean(rewards[-tenth:]):.3f} in the last"

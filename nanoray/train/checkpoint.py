@@ -166,6 +166,7 @@ class Checkpointer:
                 "tokens": state.tokens,
                 "cursor": [state.cursor.position, state.cursor.row],
                 "guard": state.guard.to_json(),
+                "updates": state.updates,
                 "world_size": self.world.world_size,
                 **self.facts,
             },
@@ -372,6 +373,8 @@ class Checkpointer:
         state.step, state.tokens = int(saved["step"]), int(saved["tokens"])
         state.cursor = Cursor(*saved["cursor"])
         state.guard.load(saved.get("guard", {}))
+        made = state.step - state.guard.skipped
+        state.updates_before = int(saved.get("updates", made)) - made
 
 
 def load_tensors(state: TrainState, saved: SavedModel, *, with_optimizer: bool) -> None:
@@ -387,3 +390,6 @@ def load_tensors(state: TrainState, saved: SavedModel, *, with_optimizer: bool) 
         names = [name for name in manifest["files"] if name.startswith("optimizer-")]
         with OptimizerFiles([files.path(name) for name in names]) as optimizer:
             state.optimizer.load(optimizer.read)
+    # The correction of the averages' bias goes on with them.
+    began = read_state(folder, saved.step)
+    state.updates_before = int(began.get("updates", began["step"]))

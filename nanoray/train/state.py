@@ -26,10 +26,12 @@ class TrainState:
     """The next row of the data plan."""
     guard: StepGuard = field(default_factory=StepGuard)
     """Decides which steps are skipped."""
+    updates_before: int = 0
+    """Of the optimizer whose averages the stage began with."""
     left_out_from: Cursor | None = None
     """Where data were left out by a rollback, up to the cursor, since the last step."""
 
     @property
     def updates(self) -> int:
-        """Steps in which the weights were changed."""
-        return self.step - self.guard.skipped
+        """Updates that the optimizer's averages have seen."""
+        return self.updates_before + self.step - self.guard.skipped

@@ -109,14 +109,11 @@ def train_step(
     updates = state.updates
     problem = state.guard.judge(mean_loss, grad_norm)
     if problem is None:
-        state.optimizer.update(
-            updates,
-            norm=norm,
-            num_targets=totals[1].float(),
-            lr_multiplier=config.schedule.lr_multiplier(state.step),
-            momentum=config.schedule.momentum(state.step),
-        )
         state.tokens += int(num_targets)
+        # A gradient of exactly zero, as of answers that are all right or all wrong, says nothing;
+        # Muon would go on along its momentum at full length.
+        if grad_norm > 0:
+            update(state, updates, norm, totals[1].float(), config.schedule)
     state.step += 1
     world.beat(f"step {state.step}", is_step=True)
     left_out_from, state.left_out_from = state.left_out_from, None
@@ -133,6 +130,19 @@ def train_step(
         data_wait_seconds=rows.wait_seconds,
         seconds=time.perf_counter() - began + rows.wait_seconds,
         means=means_over_ranks(rows, world),
+    )
+
+
+def update(
+    state: TrainState, updates: int, norm: Tensor, num_targets: Tensor, schedule: Schedule
+) -> None:
+    """Change the weights; `updates` were made before."""
+    state.optimizer.update(
+        updates,
+        norm=norm,
+        num_targets=num_targets,
+        lr_multiplier=schedule.lr_multiplier(state.step),
+        momentum=schedule.momentum(state.step),
     )
 
 

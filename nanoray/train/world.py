@@ -1,11 +1,14 @@
 """Where this process stands among those that train together."""
 
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+POLL_SECONDS = 0.02
 
 
 class RoomForMoreError(RuntimeError):
@@ -106,6 +109,18 @@ def is_distributed() -> bool:
 def _either(new: str, old: str) -> Callable[..., Any]:
     """Give a collective by its name since torch 2.13, or by the one before."""
     return getattr(dist, new, None) or getattr(dist, old)
+
+
+def wait_for_all(world: World, doing: str) -> None:
+    """Wait until every rank has come here, and give signs of life meanwhile."""
+    if not is_distributed():
+        return
+    arrived = torch.ones((), device=world.device)
+    work: Any = dist.all_reduce(arrived, async_op=True)  # Any: torch's Work has no public type
+    while not work.is_completed():
+        world.beat(doing)
+        time.sleep(POLL_SECONDS)
+    work.wait()
 
 
 def reduce_scatter_sum(total: Tensor, parts: Tensor) -> Pending:

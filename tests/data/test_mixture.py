@@ -116,6 +116,16 @@ def test_an_interrupted_mixture_is_made_anew(tmp_path: Path) -> None:
     assert sorted(questions(tmp_path)) == ["b 0", "b 1"]
 
 
+def test_shards_of_an_interrupted_mixture_are_no_data(tmp_path: Path) -> None:
+    write(tmp_path, Part(Numbers("a", 4)))
+    (tmp_path / "train-00001.parquet").write_bytes((tmp_path / "train-00000.parquet").read_bytes())
+    (tmp_path / "mixture.json").unlink()
+
+    write(tmp_path, Part(Numbers("b", 2)))
+
+    assert len(make_manifest(str(tmp_path), CONVERSATION_COLUMN).shards) == 2
+
+
 BAD = [
     ('[{"role": "assistant", "content": "a"}]', "Message 0 is of role 'assistant'"),
     ('[{"role": "user", "content": "q"}, {"role": "user", "content": "q"}]', "Message 1 is of ro"),
@@ -123,6 +133,10 @@ BAD = [
     ('[{"role": "user", "content": "  "}]', "Message 0 is empty"),
     ('[{"role": "user", "content": 7}]', "must be text, not 7"),
     ('[{"role": "user", "content": "\\ud800"}]', "half a surrogate pair"),
+    ('["hi"]', "Message 0 must have a role and a content"),
+    ("[null]", "Message 0 must have a role and a content"),
+    ('{"messages": 5}', "has no list of messages"),
+    ("{not json", "is not JSON"),
 ]
 
 
@@ -132,7 +146,7 @@ def test_a_bad_conversation_is_named_by_file_and_line(tmp_path: Path, line: str,
     (tmp_path / "own.jsonl").write_text(f"{good}\n\n{line}\n{good}\n")
     lessons = find_conversations(str(tmp_path / "own.jsonl"))
 
-    with pytest.raises(DataError, match=rf"own\.jsonl line 3: .*{said}.*--skip-bad-convers"):
+    with pytest.raises(DataError, match=rf"own\.jsonl line 3:? .*{said}.*--skip-bad-convers"):
         write(tmp_path / "mixture", Part(lessons))
 
 
@@ -145,7 +159,7 @@ def test_bad_conversations_are_left_out_if_asked(
     write(tmp_path / "m", Part(find_conversations(str(tmp_path / "own.jsonl"))), skip_bad=True)
 
     assert questions(tmp_path / "m") == ["g 0"]
-    assert "skipped 6 bad conversations in all" in caplog.text
+    assert "skipped 10 bad conversations in all" in caplog.text
 
 
 def test_a_mixture_of_nothing_is_refused(tmp_path: Path) -> None:

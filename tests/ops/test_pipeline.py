@@ -1,17 +1,22 @@
 """The whole path as one job: what is done is skipped, what is half done goes on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nanoray.ops.pipeline import PipelineConfig, inputs_hash, pipeline, run_once, stage_config
+from nanoray.config import to_json
+from nanoray.ops.pipeline import PipelineConfig, differences, is_done, run_once, stage_config
 from nanoray.stages.finetune_config import FinetuneConfig
 from nanoray.stages.pretrain_config import PretrainConfig
+from nanoray.stages.start import keep_start, open_later_stage
 from nanoray.storage import RunFolder
 from tests.running import TINY, Cluster, kill_job, run_job, small_corpus, start_job, wait_for_step
+from tests.saved_model import save_model
 from tests.stages.chats import FLAGS, save_base
+from tests.support import tiny_gpt, tiny_tokenizer
 
 
 def prefixed(stage: str, flags: tuple[object, ...]) -> list[object]:
@@ -80,7 +85,7 @@ def test_a_pipeline_skips_what_is_done_and_makes_anew_what_has_changed(
     code, output = run_job("pipeline.py", *changed, env=env, timeout=600)
     assert code == 0, output
     assert attempts(tmp_path) == 4
-    assert "sft was made from other inputs, and is made anew" in output
+    assert "sft began with other --lr-fraction, and is made anew" in output
     assert len(list((tmp_path / "p").glob("sft.before-*"))) == 1
 
 
@@ -113,32 +118,59 @@ def test_a_stage_gets_what_is_said_for_all_of_them() -> None:
     assert (sft.words, sft.epochs, sft.storage) == ("embedded", 2.0, "runs")
 
 
-def test_inputs_are_the_settings_that_decide_and_the_weights(tmp_path: Path) -> None:
-    save_base(tmp_path, "r")
-    run = RunFolder(str(tmp_path), "r")
-    own = inputs_hash("sft", FinetuneConfig(), run)
+def begin(storage: Path, config: FinetuneConfig) -> RunFolder:
+    """Write what a finished SFT stage leaves of its inputs."""
+    save_base(storage, "r")
+    own = replace(config, run="r")
+    decided, opened = open_later_stage("sft", own, str(storage))
+    keep_start(opened)
+    opened.folder.write_config(to_json(replace(decided, lr_fraction=decided.lr_fraction or 0.02)))
+    run = RunFolder(str(storage), "r")
+    run.mark_done("sft")
+    return run
 
-    assert inputs_hash("sft", FinetuneConfig(log_every=3), run) == own
-    assert inputs_hash("sft", FinetuneConfig(epochs=2.0), run) != own
-    run.forget_stage("pretrain")
-    assert inputs_hash("sft", FinetuneConfig(), run) != own
+
+def test_what_is_left_open_is_as_it_was(tmp_path: Path) -> None:
+    run = begin(tmp_path, FinetuneConfig())
+
+    assert is_done("sft", FinetuneConfig(log_every=3), run)
+    assert is_done("sft", FinetuneConfig(lr_fraction=0.02), run)  # the default, spelled out
+    assert not is_done("sft", FinetuneConfig(fresh=True), run)
+    assert differences("sft", FinetuneConfig(epochs=2.0, lr_fraction=0.1), run) == (
+        "--epochs and --lr-fraction"
+    )
 
 
-def test_a_stage_that_was_begun_with_other_inputs_begins_afresh(tmp_path: Path) -> None:
-    save_base(tmp_path, "r")
-    run, given = RunFolder(str(tmp_path), "r"), list[Any]()
+def test_other_weights_and_other_contents_of_a_file_are_differences(tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("one")
+    config = FinetuneConfig(words=str(words))
+    run = begin(tmp_path, config)
+    assert differences("sft", config, run) == ""
+
+    words.write_text("two")
+    assert differences("sft", config, run) == "contents of --words"
+    run.stage("pretrain").move_aside()
+    model = tiny_gpt(vocab_size=tiny_tokenizer().vocab_size)
+    save_model(run.stage("pretrain"), model, tiny_tokenizer())
+    assert "weights of r/pretrain@10" in differences("sft", config, run)
+
+
+def test_a_stage_that_has_changed_begins_afresh_and_pretraining_never_does(tmp_path: Path) -> None:
+    run, given = begin(tmp_path, FinetuneConfig()), list[Any]()
+    run.stage("pretrain").write_config(to_json(PretrainConfig(depth=1)))
 
     def train(config: Any) -> str:
         given.append(config)
         return ""
 
-    for epochs in (1.0, 1.0, 2.0):
-        run_once("sft", FinetuneConfig(epochs=epochs), run, train)
+    run_once("sft", FinetuneConfig(), run, train)
+    run_once("sft", FinetuneConfig(epochs=2.0), run, train)
+    run_once("pretrain", PretrainConfig(depth=2), run, train)
 
-    assert [config.fresh for config in given] == [False, False, True]
+    assert [config.fresh for config in given] == [True, False]
 
 
 def test_what_was_asked_decides_how_far_it_goes() -> None:
     assert PipelineConfig(until="midtrain").stages == ("pretrain", "midtrain")
     assert PipelineConfig().stages == ("pretrain", "midtrain", "sft", "rl")
-    assert callable(pipeline)

@@ -10,7 +10,7 @@ from torch import Tensor
 from nanoray.data.batches import Batch, StepRows
 from nanoray.inference.sequence import FinishReason
 from nanoray.model.gpt import GPT
-from nanoray.rl.batches import LENGTH_STEP, rows_of_groups, signed_tokens
+from nanoray.rl.batches import SHORTEST, padded_to_batches, rows_of_groups, signed_tokens
 from nanoray.rl.trajectory import Trajectory
 from nanoray.text.chat import IGNORE_INDEX
 from nanoray.train.step import importance
@@ -119,7 +119,7 @@ def test_forced_tokens_and_the_prompt_are_no_targets_and_the_end_is_one() -> Non
     assert with_tool[:6].tolist() == [IGNORE_INDEX, IGNORE_INDEX, 5, IGNORE_INDEX, IGNORE_INDEX, 6]
     assert (with_tool[6:] == IGNORE_INDEX).all()
     assert batch.inputs[3, :7].tolist() == [1, 2, 3, 5, 30, 31, 6]
-    assert batch.inputs.shape[1] == LENGTH_STEP
+    assert batch.inputs.shape[1] == SHORTEST
 
 
 def test_each_row_has_its_place_in_the_endless_order() -> None:
@@ -173,3 +173,25 @@ def test_batches_of_text_have_no_factors() -> None:
     batch = Batch(torch.zeros(1, 1), torch.zeros(1, 1))
 
     assert (batch.factors, batch.old_logprobs) == (None, None)
+
+
+def test_rows_are_padded_to_whole_batches_that_teach_the_same() -> None:
+    rows, model = rows_of(GROUPS, version=1), policy()
+
+    padded = padded_to_batches(rows, 4)
+
+    assert (len(rows.rows), len(padded.rows)) == (6, 8)
+    assert padded.old_logprobs is not None
+    assert padded.old_logprobs.shape == padded.factors.shape == (8, SHORTEST)  # type: ignore[union-attr]
+    found, expected = gradients(model, padded), gradients(model, rows)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("longest", "T"), [(3, 128), (128, 128), (129, 256), (300, 512)])
+def test_rows_have_few_lengths(longest: int, T: int) -> None:
+    answer = trajectory([4] * (longest - 2), 1.0)
+
+    rows = rows_of({0: [answer], 1: [answer]}).rows
+
+    assert rows.shape[1] == T + 1

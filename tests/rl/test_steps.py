@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -122,3 +123,18 @@ def test_with_staleness_answers_are_drawn_ahead_by_older_weights() -> None:
     told = learn(state, steps_of(state, staleness=2), 5)
 
     assert [means["rl/staleness_steps"] for means in told] == [0.0, 1.0, 2.0, 2.0, 2.0]
+
+
+def test_answers_that_are_all_alike_leave_the_weights_as_they_are() -> None:
+    state = state_of_seed()
+    steps = steps_of(state)
+    learn(state, steps, 2)  # there is momentum now
+    rows = next(steps)
+    before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    assert rows.factors is not None
+
+    alike = replace(rows, factors=torch.zeros_like(rows.factors))
+    learn(state, iter([alike]), 1)
+
+    assert all(torch.equal(p, before[name]) for name, p in state.model.named_parameters())
+    assert state.step == 3

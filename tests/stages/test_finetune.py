@@ -10,13 +10,11 @@ import torch
 import torch.nn.functional as F
 
 from evals.gsm8k import GSM8K
-from nanoray.config import InputError
 from nanoray.data.batches import batch_of
 from nanoray.data.conversation_files import find_conversations
 from nanoray.data.conversations import CUT, UNLEARNABLE, pack_conversations
 from nanoray.model.gpt import GPT
-from nanoray.stages.finetune import Subset, stage_before
-from nanoray.storage import RunFolder
+from nanoray.stages.finetune import Subset
 from nanoray.task import Lessons
 from nanoray.text.chat import render
 from tests.evals.local_hub import SHARED_DATA, existing, local_hub
@@ -168,22 +166,3 @@ def test_a_subset_has_its_own_numbers_and_the_places_of_the_whole() -> None:
 
     found: Any = subset.example(0)
     assert (len(subset), found, subset.where(1)) == (2, "e", "line 1")
-
-
-def test_a_stage_starts_from_the_latest_finished_one_before_it(tmp_path: Path) -> None:
-    save_base(tmp_path, "r")
-    run = RunFolder(str(tmp_path), "r")
-
-    assert stage_before(run.stage("sft")) == "r/pretrain@10"
-    assert stage_before(run.stage("midtrain")) == "r/pretrain@10"
-    with pytest.raises(InputError, match="no finished stage before pretrain"):
-        stage_before(run.stage("pretrain"))
-
-
-def test_a_stage_that_is_not_finished_is_no_start_unless_named(tmp_path: Path) -> None:
-    save_base(tmp_path, "r")
-    run = RunFolder(str(tmp_path), "r")
-    run.forget_stage("pretrain")
-
-    with pytest.raises(InputError, match=r"r/pretrain is not finished\. Finish it, or give --from"):
-        stage_before(run.stage("sft"))

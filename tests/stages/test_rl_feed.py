@@ -17,9 +17,11 @@ def make_feed(storage: Path, seed: int = 3) -> RolloutFeed:
         stage="rl",
         source=source(),
         plan=QuestionPlan(10, seed, 2),
+        questions_hash="q",
         crew=None,
         max_staleness=0,
         num_held_out=4,
+        device_batch_size=16,
     )
 
 

@@ -12,13 +12,14 @@ from safetensors.torch import load_file
 from nanoray.config import StorageError
 from nanoray.data.plan import Cursor
 from nanoray.storage import StageFolder, list_folder, read_json
-from nanoray.train.checkpoint import Checkpointer
+from nanoray.train.checkpoint import Checkpointer, load_tensors
 from nanoray.train.checkpoint_files import (
     CheckpointError,
     committed_steps,
     newest_verified_step,
     step_name,
 )
+from nanoray.train.checkpoint_name import SavedModel
 from tests.train.saved_states import FACTS, open_checkpoints, state_at
 from tests.train.tiny_run import contents, same_contents, scramble, tiny_state
 
@@ -53,6 +54,30 @@ def test_a_restored_state_is_the_saved_one_bit_for_bit(folder):
     assert newest_verified_step(folder) == 7
     assert same_contents(restored, saved)
     assert (restored.step, restored.tokens, restored.cursor) == (7, 7000, Cursor(21, 2))
+
+
+def test_a_warm_start_takes_weights_and_averages_and_how_often_they_were_updated(disk):
+    saved = state_at(7, seed=1)
+    saved.guard.skipped = 2
+    checkpointer = open_checkpoints(disk)
+    checkpointer.save(saved)
+    checkpointer.wait()
+    warm, cold, again = (state_at(0, seed=2) for _ in range(3))
+
+    load_tensors(warm, SavedModel(disk, 7), with_optimizer=True)
+    load_tensors(cold, SavedModel(disk, 7), with_optimizer=False)
+
+    assert same_contents(warm, saved)
+    assert (warm.step, warm.updates) == (0, 5)
+    assert not same_contents(cold, saved)
+    assert torch.equal(cold.model.embedding.weight, saved.model.embedding.weight)
+    assert cold.updates == 0
+    warm.step = 9
+    later = open_checkpoints(disk)
+    later.save(warm)
+    later.wait()
+    later.restore(again, 9)
+    assert again.updates == warm.updates == 14
 
 
 def test_an_embedding_in_bf16_is_restored_bit_for_bit(disk):

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# The whole path at a tiny size, from the texts and templates that come with nanoray: about half an
+# hour on two cores. Then the chat page opens. The same command goes on where it was stopped.
+#
+#   bash scripts/demo.sh BIN RUN     BIN: folder of the environment's python; RUN: name of the run
+set -euo pipefail
+
+bin=$1 run=$2
+# A small vocabulary, because letters are easier to learn from short tokens. Batches are small too, so
+# that there are enough steps, and gradients differ more from batch to batch than the guard expects.
+chat=(--total-batch-tokens 4096 --lr-fraction 0.5 --learn assistant --skip-sigmas 0
+    --validation-tokens 16384)
+stage() { local name=$1; shift; for word in "$@"; do printf '%s\n' "${word/#--/--$name.}"; done; }
+mapfile -t flags < <(
+    stage pretrain --vocab-size 2048 --total-batch-tokens 8192 --num-steps 300 --validate-every 100
+    stage midtrain "${chat[@]}" --validate-every 200 \
+        --mixture identity*2,simplespelling=16000,spellingbee=3000,arithmetic=7000,facts
+    stage sft "${chat[@]}" --validate-every 80 \
+        --mixture identity*2,simplespelling=3000,spellingbee=1000,arithmetic=2000,facts
+    stage rl --tasks spellingbee --num-steps 12 --examples-per-step 8 --num-samples 8 \
+        --max-new-tokens 300 --lr-fraction 0.1 --validate-every 6 --validation-questions 32 \
+        --validation-samples 4 --eager --task-size 5000
+)
+"$bin/python" jobs/pipeline.py --run "$run" --words embedded --eval-max-per-task 64 \
+    --eval-tasks spellingbee,arithmetic,identity "${flags[@]}"
+exec "$bin/python" jobs/serve.py --run "$run" --open-page
