@@ -6,7 +6,7 @@ from nanoray.model.gpt import GPT
 from nanoray.rl.source import Collector
 from nanoray.rl.steps import weights_of
 from nanoray.rl.trajectory import pass_at_k
-from nanoray.train.world import World, all_reduce_sum
+from nanoray.train.world import World, all_reduce_sum, wait_for_all
 
 HELD_OUT_STEP = 0
 """Decides the draws together with the seed: the same at each measurement, so that two differ by
@@ -39,6 +39,7 @@ class PassRate:
             correct = sum(trajectory.reward > 0 for trajectory in group)
             rates = [pass_at_k(len(group), correct, k) for k in ks]
             totals += torch.tensor(rates, dtype=torch.float64, device=self.world.device)
+        wait_for_all(self.world, "waiting for the validation of others")
         means = all_reduce_sum(totals).tolist()
         return {
             f"validation/pass_at_{k}": total / self.num_questions

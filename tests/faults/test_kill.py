@@ -45,7 +45,7 @@ def calm(cluster: Cluster, num_workers: int, steps: int) -> dict[str, Any]:
 def test_a_run_killed_twice_equals_the_undisturbed_one(
     ray_cluster: Cluster, tmp_path: Path, num_workers: int, seed: int
 ):
-    check_that_kills_change_nothing(ray_cluster, tmp_path, num_workers, seed)
+    check_that_kills_change_nothing(ray_cluster, tmp_path, num_workers, seed, steps=80)
 
 
 @pytest.mark.cluster
@@ -59,18 +59,18 @@ def test_kills_at_many_moments_change_nothing(
 
 
 def check_that_kills_change_nothing(
-    cluster: Cluster, tmp_path: Path, num_workers: int, seed: int
+    cluster: Cluster, tmp_path: Path, num_workers: int, seed: int, steps: int = STEPS
 ) -> None:
     """Kill a worker, then the whole job, each at a random step, and run the command to its end."""
     rng = random.Random(seed)
     env = cluster.environment()
-    expected = calm(cluster, num_workers, STEPS)
-    disturbed = arguments(tmp_path, "killed", num_workers)
-    first_kill = rng.randrange(5, 90)
+    expected = calm(cluster, num_workers, steps)
+    disturbed = arguments(tmp_path, "killed", num_workers, steps)
+    first_kill = rng.randrange(5, steps // 2)
     process = start_job("pretrain.py", *disturbed, env=env)
     wait_for_step(process, tmp_path, "killed", first_kill)
     kill_a_worker(cluster, rng)
-    wait_for_step(process, tmp_path, "killed", rng.randrange(first_kill + 1, 180))
+    wait_for_step(process, tmp_path, "killed", rng.randrange(first_kill + 1, steps - 20))
     kill_job(process)
     code, output = run_job("pretrain.py", *disturbed, env=env)
 
@@ -86,7 +86,7 @@ def check_that_kills_change_nothing(
 def test_any_number_of_workers_reads_the_same_rows_in_the_same_steps(
     ray_cluster: Cluster, numbers: tuple[int, ...]
 ):
-    runs = {n: calm(ray_cluster, n, steps=60) for n in numbers}
+    runs = {n: calm(ray_cluster, n, steps=30) for n in numbers}
 
     assert len({runs[n]["ledger"] for n in runs}) == 1
     # The same numbers are added up in another order: fp32 would differ in the last digits, and

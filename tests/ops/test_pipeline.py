@@ -68,25 +68,37 @@ def test_a_pipeline_skips_what_is_done_and_makes_anew_what_has_changed(
     ray_cluster: Cluster, tmp_path: Path
 ) -> None:
     env = ray_cluster.environment()
-    code, output = run_job("pipeline.py", *command(tmp_path, "sft"), env=env, timeout=600)
+    code, output = run_job("pipeline.py", *command(tmp_path, "midtrain"), env=env, timeout=600)
     assert code == 0, output
-    assert attempts(tmp_path) == 3
-    assert "| p | BASE | MID | SFT |" in output
+    assert attempts(tmp_path) == 2
+    assert "| p | BASE | MID |" in output
     page = (tmp_path / "p/report.html").read_text()
-    for said in ("Report card", "What it took", "sft/report.html", "Identity"):
+    for said in ("Report card", "What it took", "midtrain/report.html", "Identity"):
         assert said in page
 
-    code, output = run_job("pipeline.py", *command(tmp_path, "sft"), env=env, timeout=600)
-    assert code == 0, output
-    assert attempts(tmp_path) == 3
-    assert output.count("is done, from the same inputs") == 3
-
-    changed = command(tmp_path, "sft", "--sft.lr-fraction", 0.1)
+    changed = command(tmp_path, "midtrain", "--midtrain.lr-fraction", 0.1)
     code, output = run_job("pipeline.py", *changed, env=env, timeout=600)
     assert code == 0, output
-    assert attempts(tmp_path) == 4
-    assert "sft began with other --lr-fraction, and is made anew" in output
-    assert len(list((tmp_path / "p").glob("sft.before-*"))) == 1
+    assert attempts(tmp_path) == 3
+    assert "pretrain is done, from the same inputs" in output
+    assert "midtrain began with other --lr-fraction, and is made anew" in output
+    assert len(list((tmp_path / "p").glob("midtrain.before-*"))) == 1
+
+
+@pytest.mark.cluster
+def test_a_pipeline_is_refused_for_a_late_stage_before_its_first_begins(
+    ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    for flags, said in (
+        (("--sft.mixture", "smalltalk"), "--mixture has 'smalltalk', and there is no such source"),
+        (("--rl.tasks", "mmlu"), "--tasks has 'mmlu', and no such task gives rewards"),
+        (("--eval-tasks", "nothing"), "'nothing'"),
+    ):
+        asked = command(tmp_path, "rl", *flags)
+        code, output = run_job("pipeline.py", *asked, env=ray_cluster.environment())
+        assert code == 2, output
+        assert said in output
+    assert not (tmp_path / "p").exists()
 
 
 @pytest.mark.cluster

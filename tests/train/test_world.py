@@ -1,4 +1,5 @@
 import tempfile
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,7 +17,9 @@ from nanoray.train.world import (
     is_distributed,
     reduce_scatter_sum,
     train_with_others,
+    wait_for_all,
 )
+from tests.train.ranks import GroupWorld
 
 Values = npt.NDArray[np.float64]
 
@@ -118,3 +121,28 @@ def go_on_alone(world: World) -> str:
 def test_a_rank_of_several_does_not_go_on_when_its_group_was_ended(ranks):
     assert ranks.run(go_on_alone, 2) == ["the process group has been ended"] * 2
     assert ranks.run(go_on_alone, 1) == ["went on"]
+
+
+class CountingWorld(GroupWorld):
+    """Counts its signs of life."""
+
+    beats = 0
+
+    def beat(self, doing: str, *, is_step: bool = False) -> None:
+        self.beats += 1
+
+
+def come_late(world: GroupWorld) -> int:
+    """Wait for a rank that comes half a second later than the others."""
+    counting = CountingWorld(world.rank, world.world_size)
+    if world.rank == 1:
+        time.sleep(0.5)
+    wait_for_all(counting, "waiting")
+    return counting.beats
+
+
+def test_a_rank_that_waits_for_others_gives_signs_of_life(ranks):
+    first, _, third = ranks.run(come_late, 3)
+
+    assert first > 3
+    assert third > 3
