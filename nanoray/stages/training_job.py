@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import takewhile
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -23,11 +22,10 @@ from nanoray.data.plan import Cursor
 from nanoray.events import append_event, failure_history, read_events
 from nanoray.goodput import Account, open_account
 from nanoray.metrics import MetricsLogger, read_metrics, start_wandb
-from nanoray.model.generate import generate
 from nanoray.model.gpt import DTYPES, GPT, GPTConfig
 from nanoray.model.scaling import flops_per_token
+from nanoray.stages.samples import Samples, answer_questions, continue_texts
 from nanoray.storage import RunFolder, StageFolder, with_patience
-from nanoray.text.chat import render_for_completion
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.train.checkpoint import Checkpointer, SavePolicy, load_tensors
 from nanoray.train.checkpoint_files import committed_steps, newest_verified_step
@@ -46,9 +44,6 @@ from nanoray.train.world import World
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-SAMPLE_TEMPERATURE = 0.7
-SAMPLE_TOP_K = 50
 
 
 @dataclass(frozen=True)
@@ -316,30 +311,11 @@ def known_peak(job: TrainingJob, world: World) -> float | None:
     return records[-1].get("train/peak_flops") if records else None
 
 
-def write_samples(job: TrainingJob, state: TrainState) -> list[tuple[str, str]]:
-    """Let the model continue, or answer, some prompts."""
-    tokenizer, recipe = job.feed.tokenizer, job.recipe
-    ends = [tokenizer.special_ids["<|assistant_end|>"], tokenizer.bos_id]
-    began = time.monotonic()
-    samples = []
-    for seed, prompt in enumerate(recipe.prompts):
-        ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
-        if recipe.is_chat:
-            turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
-            ids = render_for_completion(turns, tokenizer)
-        new = generate(
-            state.model,
-            ids,
-            recipe.sample_tokens,
-            temperature=SAMPLE_TEMPERATURE,
-            top_k=SAMPLE_TOP_K,
-            seed=seed,
-        )
-        if recipe.is_chat:
-            new = list(takewhile(lambda token: token not in ends, new))
-        samples.append((prompt, tokenizer.decode(new)))
-    logger.info("sampled %d texts in %.1f s", len(samples), time.monotonic() - began)
-    return samples
+def write_samples(job: TrainingJob, state: TrainState) -> Samples:
+    """Let the model continue, or answer, the prompts of its stage."""
+    recipe = job.recipe
+    write = answer_questions if recipe.is_chat else continue_texts
+    return write(state.model, job.feed.tokenizer, recipe.prompts, recipe.sample_tokens)
 
 
 def peak_memory(device: torch.device) -> int:

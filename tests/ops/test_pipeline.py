@@ -92,9 +92,9 @@ def test_a_pipeline_is_refused_for_a_late_stage_before_its_first_begins(
     for flags, said in (
         (("--sft.mixture", "smalltalk"), "--mixture has 'smalltalk', and there is no such source"),
         (("--rl.tasks", "mmlu"), "--tasks has 'mmlu', and no such task gives rewards"),
-        (("--eval-tasks", "nothing"), "'nothing'"),
+        (("--eval-tasks", "gsm8k", "--hub-dir", tmp_path / "none"), "none is no folder"),
     ):
-        asked = command(tmp_path, "rl", *flags)
+        asked = command(tmp_path, "rl", *map(str, flags))
         code, output = run_job("pipeline.py", *asked, env=ray_cluster.environment())
         assert code == 2, output
         assert said in output
