@@ -70,6 +70,7 @@ p { margin: 6px 0 }
 table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: 7px 0; text-align: left; vertical-align: top }
 th { width: 32%; padding-right: 16px; font-weight: 500; color: var(--axis) }
+.scores th + th, .scores td { width: auto; padding-right: 12px; white-space: nowrap }
 tr + tr > * { border-top: 1px solid var(--grid) }
 .tiles table, .tiles tr, .tiles th, .tiles td { display: block }
 .bar { display: flex; height: 22px; margin: 0 0 12px; border-radius: 6px; overflow: hidden }
@@ -166,7 +167,7 @@ def sections(
         "Where the time went": time_spent(spent),
         "Samples": samples and f'<p class="quiet">Prompts are bold.</p>\n{samples}',
         "Resume or repeat": f"<pre>{shown(facts.resume_command)}</pre>",
-        "What followed from the depth": table(facts.derivation),
+        "What was decided, and how": table(facts.derivation),
         "Settings": table(settings),
         "Environment": table(environment()),
     }
@@ -290,7 +291,14 @@ def curves(history: History) -> str:
         f"{draw_svg(plot, history)}</figure>"
         for plot, curve in history.curves.items()
     )
-    left_out = [p for p in PLOTS if p not in history.curves and not p.is_optional]
+    validated = any(plot.key.startswith("validation/") for plot in history.curves)
+    left_out = [
+        plot
+        for plot in PLOTS
+        if plot not in history.curves
+        and not plot.is_optional
+        and not (validated and plot.key.startswith("validation/"))
+    ]
     missing = ", ".join(plot.title.lower() for plot in left_out)
     note = f'<p class="quiet">Nothing was recorded of: {missing}.</p>' if missing else ""
     return f'<div class="plots">{figures}</div>\n{note}'

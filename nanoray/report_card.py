@@ -70,7 +70,8 @@ class Card:
             rows.append(f"<tr><th>{html.escape(metric)}</th>{cells}</tr>")
         body = "\n".join(rows)
         return (
-            f'<div class="card"><table>\n<tr><th></th>{head}</tr>\n{body}\n</table></div>\n'
+            f'<div class="card"><table class="scores">\n<tr><th></th>{head}</tr>\n{body}\n'
+            f"</table></div>\n"
             f'<p class="quiet">{self.notes}</p>'
         )
 
