@@ -14,11 +14,11 @@ stage() { local name=$1; shift; for word in "$@"; do printf '%s\n' "${word/#--/-
 mapfile -t flags < <(
     stage pretrain --vocab-size 2048 --total-batch-tokens 8192 --num-steps 300 --validate-every 100
     stage midtrain "${chat[@]}" --validate-every 200 \
-        --mixture identity*2,simplespelling=16000,spellingbee=3000,arithmetic=7000,facts
+        --mixture identity,simplespelling=12000,spellingbee=1200,arithmetic=2500,facts
     stage sft "${chat[@]}" --validate-every 80 \
-        --mixture identity*2,simplespelling=3000,spellingbee=1000,arithmetic=2000,facts
-    stage rl --tasks spellingbee --num-steps 12 --examples-per-step 8 --num-samples 8 \
-        --max-new-tokens 300 --lr-fraction 0.1 --validate-every 6 --validation-questions 32 \
+        --mixture identity*2,simplespelling=5000,spellingbee=1800,arithmetic=4500,facts
+    stage rl --tasks spellingbee --num-steps 30 --examples-per-step 8 --num-samples 8 \
+        --max-new-tokens 300 --lr-fraction 0.02 --validate-every 15 --validation-questions 64 \
         --validation-samples 4 --eager --task-size 5000
 )
 "$bin/python" jobs/pipeline.py --run "$run" --words embedded --eval-max-per-task 64 \
