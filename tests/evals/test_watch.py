@@ -12,7 +12,8 @@ from evals.exam_plan import ExamPlan
 from evals.watch import CheckpointWatch, headline, metrics_of
 from nanoray.cluster import connection
 from nanoray.cluster.connection import Resources
-from nanoray.stages.pretrain_config import PretrainConfig
+from nanoray.stages.pretrain import recipe_of
+from nanoray.stages.pretrain_config import PretrainConfig, decide
 from nanoray.storage import RunFolder
 from nanoray.train.checkpoint_name import SavedModel
 from tests.driver import connected
@@ -69,7 +70,8 @@ class WatchedRun:
     def __init__(self, storage: Path, *, use_gpu: bool = False, num_workers: int = 1) -> None:
         self.storage = str(storage)
         self.folder = RunFolder(self.storage, "r").stage("pretrain")
-        self.config = PretrainConfig(core_every=20)
+        config = decide(PretrainConfig(core_every=20, depth=1), on_gpu=False, dtype="float32")
+        self.config, self.recipe = config, recipe_of(config)
         self.resources = Resources((1, num_workers), use_gpu, 1.0, 1, 1)
 
 
