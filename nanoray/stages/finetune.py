@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -55,6 +56,7 @@ SPLITS: tuple[Split, Split] = ("train", "test")
 MakeLessons = Callable[[FinetuneConfig, str, Split, int | None], Lessons]
 """Gives the lessons of a source by its name; the number is how many a made-up source has."""
 
+HELD_OUT_SEED = 42
 HELD_OUT_ONE_IN = 20
 """Of the user's own conversations: to validate on."""
 LEAST_UNIT_BYTES = 200_000
@@ -224,14 +226,15 @@ def lessons_of(
     if config.data is None:
         raise InputError(f"The mixture has {DATA!r}, and --data is missing. Give it, or leave out.")
     lessons = find_conversations(config.data)
-    held_out = range(0, len(lessons), HELD_OUT_ONE_IN)
     if len(lessons) < 2:
         raise InputError(
             f"--data {config.data} has {len(lessons)} conversations; the least is 2, one to learn "
             "from and one to validate on."
         )
-    chosen = set(held_out)
-    wanted = [i for i in range(len(lessons)) if (i in chosen) == (split == "test")]
+    # At random: every twentieth of a file could be all of one kind.
+    count = max(1, len(lessons) // HELD_OUT_ONE_IN)
+    held_out = set(random.Random(HELD_OUT_SEED).sample(range(len(lessons)), count))
+    wanted = [i for i in range(len(lessons)) if (i in held_out) == (split == "test")]
     return Subset(lessons, wanted)
 
 
