@@ -33,6 +33,7 @@ $(READY): pyproject.toml constraints.txt scripts/system_packages.sh
 pretrain: $(READY)
 	$(BIN)/python jobs/pretrain.py --run $(RUN) --total-batch-tokens 8192 --num-steps 360 --validate-every 120
 
+demo: RUN = assistant
 demo: $(READY)
 	bash scripts/demo.sh $(BIN) $(RUN)
 
