@@ -373,8 +373,6 @@ class Checkpointer:
         state.step, state.tokens = int(saved["step"]), int(saved["tokens"])
         state.cursor = Cursor(*saved["cursor"])
         state.guard.load(saved.get("guard", {}))
-        made = state.step - state.guard.skipped
-        state.updates_before = int(saved.get("updates", made)) - made
 
 
 def load_tensors(state: TrainState, saved: SavedModel, *, with_optimizer: bool) -> None:
@@ -390,6 +388,6 @@ def load_tensors(state: TrainState, saved: SavedModel, *, with_optimizer: bool) 
         names = [name for name in manifest["files"] if name.startswith("optimizer-")]
         with OptimizerFiles([files.path(name) for name in names]) as optimizer:
             state.optimizer.load(optimizer.read)
-    # The correction of the averages' bias goes on with them.
-    began = read_state(folder, saved.step)
-    state.updates_before = int(began.get("updates", began["step"]))
+    facts = read_state(folder, saved.step)
+    skipped = facts.get("guard", {}).get("skipped", 0)
+    state.updates = int(facts.get("updates", facts["step"] - skipped))

@@ -26,12 +26,7 @@ class TrainState:
     """The next row of the data plan."""
     guard: StepGuard = field(default_factory=StepGuard)
     """Decides which steps are skipped."""
-    updates_before: int = 0
-    """Of the optimizer whose averages the stage began with."""
+    updates: int = 0
+    """How often the optimizer's averages were updated: the correction of their bias goes by it."""
     left_out_from: Cursor | None = None
     """Where data were left out by a rollback, up to the cursor, since the last step."""
-
-    @property
-    def updates(self) -> int:
-        """Updates that the optimizer's averages have seen."""
-        return self.updates_before + self.step - self.guard.skipped

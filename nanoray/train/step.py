@@ -106,14 +106,13 @@ def train_step(
     first, state.cursor = state.cursor, check_order(order, state.cursor, config.is_empty)
     loss_sum, num_targets, want, cannot = totals.tolist()
     mean_loss, grad_norm = loss_sum / num_targets, norm.item()
-    updates = state.updates
     problem = state.guard.judge(mean_loss, grad_norm)
     if problem is None:
         state.tokens += int(num_targets)
         # A gradient of exactly zero, as of answers that are all right or all wrong, says nothing;
         # Muon would go on along its momentum at full length.
         if grad_norm > 0:
-            update(state, updates, norm, totals[1].float(), config.schedule)
+            update(state, norm, totals[1].float(), config.schedule)
     state.step += 1
     world.beat(f"step {state.step}", is_step=True)
     left_out_from, state.left_out_from = state.left_out_from, None
@@ -133,17 +132,16 @@ def train_step(
     )
 
 
-def update(
-    state: TrainState, updates: int, norm: Tensor, num_targets: Tensor, schedule: Schedule
-) -> None:
-    """Change the weights; `updates` were made before."""
+def update(state: TrainState, norm: Tensor, num_targets: Tensor, schedule: Schedule) -> None:
+    """Change the weights by the gradient, whose norm is known."""
     state.optimizer.update(
-        updates,
+        state.updates,
         norm=norm,
         num_targets=num_targets,
         lr_multiplier=schedule.lr_multiplier(state.step),
         momentum=schedule.momentum(state.step),
     )
+    state.updates += 1
 
 
 def means_over_ranks(rows: StepRows, world: World) -> dict[str, float]:

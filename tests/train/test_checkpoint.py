@@ -58,7 +58,7 @@ def test_a_restored_state_is_the_saved_one_bit_for_bit(folder):
 
 def test_a_warm_start_takes_weights_and_averages_and_how_often_they_were_updated(disk):
     saved = state_at(7, seed=1)
-    saved.guard.skipped = 2
+    saved.updates = 5
     checkpointer = open_checkpoints(disk)
     checkpointer.save(saved)
     checkpointer.wait()
@@ -72,7 +72,7 @@ def test_a_warm_start_takes_weights_and_averages_and_how_often_they_were_updated
     assert not same_contents(cold, saved)
     assert torch.equal(cold.model.embedding.weight, saved.model.embedding.weight)
     assert cold.updates == 0
-    warm.step = 9
+    warm.step, warm.updates = 9, 14
     later = open_checkpoints(disk)
     later.save(warm)
     later.wait()
