@@ -96,6 +96,12 @@ class RunConfig:
     """Decoupled weight decay of embedding and unembedding."""
     grad_clip: float | None = identity(1.0)
     """Largest norm of the whole gradient; 0 for no limit."""
+    warmup_ratio: float = identity(0.0)
+    """Part of the stage in which the learning rate rises."""
+    warmdown_ratio: float | None = identity()
+    """Part, at its end, in which it falls; by default 0.2, and 1 for SFT and RL."""
+    final_lr_fraction: float = identity(0.0)
+    """Learning rate at the end, as a fraction of the highest."""
     validate_every: int | None = None
     """Steps between validations; by default four in a run, and at least one every 250 steps."""
     eager: bool = False
@@ -128,6 +134,13 @@ class RunConfig:
         for name in ("seed", "matrix_lr", "embedding_lr", "unembedding_lr", "weight_decay"):
             require_between(name, getattr(self, name), math.inf)
         require_between("grad_clip", self.grad_clip or 0.0, math.inf)
+        for name in ("warmup_ratio", "warmdown_ratio", "final_lr_fraction"):
+            require_between(name, getattr(self, name) or 0.0, 1)
+        if self.warmup_ratio + (self.warmdown_ratio or 0.0) > 1:
+            raise InputError(
+                f"--warmup-ratio {self.warmup_ratio} and --warmdown-ratio {self.warmdown_ratio} "
+                "are more than the whole run. Give less of one."
+            )
         if self.run is not None and (
             not self.run or set(self.run) & set("/\\@ ") or self.run[0] == "."
         ):

@@ -14,13 +14,12 @@ from nanoray.model.gpt import GPTConfig
 from nanoray.stages.pretrain_config import (
     batch_for,
     check_divides,
-    check_schedule,
     optimizer_config,
     rows_of_batch,
+    schedule,
 )
 from nanoray.stages.training_job import Recipe
 from nanoray.train.checkpoint_name import SavedModel
-from nanoray.train.schedule import Schedule
 
 LEARN = tuple(CHAT_PACKINGS.values())
 SOURCE = re.compile(r"(?P<name>[a-z0-9-]+)(=(?P<limit>\d+))?(\*(?P<epochs>\d+(\.\d+)?))?")
@@ -103,12 +102,6 @@ class FinetuneConfig(RunConfig):
     """Tokens per step over all workers; by default 524,288 for midtraining, 16,384 for SFT."""
     lr_fraction: float | None = identity()
     """Factor on all learning rates; by default 1 for midtraining, 0.02 for SFT."""
-    warmup_ratio: float = identity(0.0)
-    """Part of the stage in which the learning rate rises."""
-    warmdown_ratio: float | None = identity()
-    """Part, at its end, in which it falls; by default 0.2 for midtraining, 1 for SFT."""
-    final_lr_fraction: float = identity(0.0)
-    """Learning rate at the end, as a fraction of the highest."""
     skip_bad_conversations: bool = False
     """Leave out conversations that cannot be learned from, with a warning, instead of stopping."""
     validation_tokens: int | None = None
@@ -144,7 +137,6 @@ class FinetuneConfig(RunConfig):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} {value:g} must be above 0.")
-        check_schedule(self.warmup_ratio, self.warmdown_ratio or 0.0, self.final_lr_fraction)
         for name in ("mixture", "validation_mixture"):
             if getattr(self, name) is not None:
                 parse_mixture(getattr(self, name))
@@ -251,19 +243,12 @@ def recipe_of(
     assert config.device_batch_size, "decided"
     assert config.validate_every, "decided"
     assert config.lr_fraction, "decided"
-    assert config.warmdown_ratio is not None, "decided"
     model = start.config()
     return Recipe(
         model=model,
         dtype=config.dtype,
         optimizer=optimizer_config(config, model, config.lr_fraction),
-        schedule=Schedule(
-            num_steps=config.num_steps,
-            warmup_ratio=config.warmup_ratio,
-            warmdown_ratio=config.warmdown_ratio,
-            final_lr_fraction=config.final_lr_fraction,
-            momentum_start=course.momentum_start,
-        ),
+        schedule=schedule(config, config.num_steps, course.momentum_start),
         device_batch_size=config.device_batch_size,
         validate_every=config.validate_every,
         text_start=text_start,

@@ -10,7 +10,6 @@ from nanoray.config import (
     RunConfig,
     flag,
     identity,
-    require_between,
     require_one_of,
     require_positive,
 )
@@ -61,12 +60,6 @@ class PretrainConfig(RunConfig):
     """bestfit: every row begins with a document; flat: one stream of tokens, as d34 had it."""
     embedding_dtype: str = identity("float32")
     """Precision in which the embedding is kept; d34 had bfloat16."""
-    warmup_ratio: float = identity(0.0)
-    """Part of the run in which the learning rate rises."""
-    warmdown_ratio: float = identity(0.2)
-    """Part of the run, at its end, in which the learning rate falls."""
-    final_lr_fraction: float = identity(0.0)
-    """Learning rate at the end, as a fraction of the highest."""
     validation_tokens: int | None = None
     """Tokens of the validation part that are used; by default 10,485,760, and 131,072 on CPUs."""
     core_every: int | None = None
@@ -92,7 +85,6 @@ class PretrainConfig(RunConfig):
         require_positive("vocab_size", self.vocab_size, least=SMALLEST_VOCABULARY)
         require_one_of("packing", self.packing, PACKINGS)
         require_one_of("embedding_dtype", self.embedding_dtype, DTYPE_NAMES)
-        check_schedule(self.warmup_ratio, self.warmdown_ratio, self.final_lr_fraction)
         horizons = [
             n for n in ("num_steps", "tokens_per_param", "target_flops") if getattr(self, n)
         ]
@@ -100,18 +92,6 @@ class PretrainConfig(RunConfig):
             raise InputError(
                 f"{' and '.join(map(flag, horizons))} all say how long the run is. Give one."
             )
-
-
-def check_schedule(warmup_ratio: float, warmdown_ratio: float, final_lr_fraction: float) -> None:
-    """Raise an InputError for a schedule that has no meaning."""
-    require_between("warmup_ratio", warmup_ratio, 1)
-    require_between("warmdown_ratio", warmdown_ratio, 1)
-    require_between("final_lr_fraction", final_lr_fraction, 1)
-    if warmup_ratio + warmdown_ratio > 1:
-        raise InputError(
-            f"--warmup-ratio {warmup_ratio} and --warmdown-ratio {warmdown_ratio} are more than "
-            "the whole run. Give less of one."
-        )
 
 
 def decide(config: PretrainConfig, *, on_gpu: bool, dtype: str) -> PretrainConfig:
@@ -132,6 +112,7 @@ def decide(config: PretrainConfig, *, on_gpu: bool, dtype: str) -> PretrainConfi
         vocab_size=c.vocab_size or (65_536 if on_gpu else 8192),
         tokenizer_chars=c.tokenizer_chars or 2_000_000_000,
         dtype=c.dtype or dtype,
+        warmdown_ratio=0.2 if c.warmdown_ratio is None else c.warmdown_ratio,
         total_batch_tokens=c.total_batch_tokens
         or (524_288 if on_gpu else max(1, 16_384 // max_seq_len) * max_seq_len),
         validation_tokens=c.validation_tokens or (10_485_760 if on_gpu else 131_072),
@@ -249,13 +230,17 @@ def optimizer_config(config: RunConfig, model: GPTConfig, fraction: float = 1.0)
     )
 
 
-def schedule(config: PretrainConfig, num_steps: int) -> Schedule:
-    """Give the schedule over a run of `num_steps`."""
+def schedule(
+    config: RunConfig, num_steps: int, momentum_start: float = Schedule.momentum_start
+) -> Schedule:
+    """Give the schedule of a decided config over a stage of `num_steps`."""
+    assert config.warmdown_ratio is not None, "decided"
     return Schedule(
         num_steps=num_steps,
         warmup_ratio=config.warmup_ratio,
         warmdown_ratio=config.warmdown_ratio,
         final_lr_fraction=config.final_lr_fraction,
+        momentum_start=momentum_start,
     )
 
 

@@ -15,14 +15,15 @@ from nanoray.stages.finetune_config import PROMPTS
 from nanoray.stages.pretrain_config import (
     batch_for,
     check_divides,
-    check_schedule,
     optimizer_config,
+    schedule,
 )
 from nanoray.stages.training_job import Recipe
 from nanoray.train.checkpoint_name import SavedModel
-from nanoray.train.schedule import Schedule
 
 BLOCK_TOKENS = 16
+MOMENTUM = 0.95
+"""Muon's, from the first step on. (nanochat 6.3)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +50,6 @@ class RLConfig(RunConfig):
     """How often each question is asked, unless --num-steps says how long the stage is."""
     lr_fraction: float = identity(0.05)
     """Factor on all learning rates."""
-    warmup_ratio: float = identity(0.0)
-    """Part of the stage in which the learning rate rises."""
-    warmdown_ratio: float = identity(1.0)
-    """Part, at its end, in which it falls."""
-    final_lr_fraction: float = identity(0.0)
-    """Learning rate at the end, as a fraction of the highest."""
     rollout_workers: int = 0
     """Actors that draw answers, each on a GPU of its own where there are GPUs; 0: the trainers."""
     rollout_sequences: int = 64
@@ -91,7 +86,6 @@ class RLConfig(RunConfig):
         for name in ("epochs", "lr_fraction", "temperature", "most_importance"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{flag(name)} {getattr(self, name):g} must be above 0.")
-        check_schedule(self.warmup_ratio, self.warmdown_ratio, self.final_lr_fraction)
         if self.max_staleness and not self.rollout_workers:
             raise InputError(
                 f"--max-staleness {self.max_staleness} needs --rollout-workers: the trainers "
@@ -139,6 +133,7 @@ def decide(config: RLConfig, model: GPTConfig, *, on_gpu: bool, dtype: str) -> R
     return dataclasses.replace(
         c,
         dtype=c.dtype or dtype,
+        warmdown_ratio=1.0 if c.warmdown_ratio is None else c.warmdown_ratio,
         device_batch_size=batch,
         validate_every=c.validate_every or 60,
     )
@@ -161,13 +156,7 @@ def recipe_of(config: RLConfig, start: SavedModel) -> Recipe:
         model=model,
         dtype=config.dtype,
         optimizer=optimizer_config(config, model, config.lr_fraction),
-        schedule=Schedule(
-            num_steps=config.num_steps,
-            warmup_ratio=config.warmup_ratio,
-            warmdown_ratio=config.warmdown_ratio,
-            final_lr_fraction=config.final_lr_fraction,
-            momentum_start=0.95,
-        ),
+        schedule=schedule(config, config.num_steps, MOMENTUM),
         device_batch_size=config.device_batch_size,
         validate_every=config.validate_every,
         start=start,
