@@ -23,7 +23,7 @@ from nanoray.stages.pretrain_config import PretrainConfig
 from nanoray.stages.rl_config import RLConfig
 from nanoray.stages.start import changed_facts, fingerprints, stage_before
 from nanoray.storage import RunFolder, StageFolder, read_json
-from nanoray.train.checkpoint_name import STAGES, find_model
+from nanoray.train.checkpoint_name import STAGES, SavedModel, find_steps
 
 logger = logging.getLogger(__name__)
 
@@ -105,9 +105,9 @@ def pipeline(config: PipelineConfig, parts: Parts) -> str:
     storage = connection.absolute_address(config.storage or "runs")
     run = RunFolder(storage, name)
     stages = {stage: stage_config(config, stage, name, storage) for stage in config.stages}
-    left = [stage for stage in stages if not is_done(stage, stages[stage], run)]
-    for stage in left:
-        parts.check(stage, stages[stage])
+    for stage, own in stages.items():
+        if not is_finished(stage, run):
+            parts.check(stage, own)
     asked = [measured(config, f"{name}/{stage}", storage) for stage in stages]
     parts.check_measure(asked[0])
     for stage, own in stages.items():
@@ -151,20 +151,19 @@ def measured(config: PipelineConfig, name: str, storage: str) -> dict[str, Any]:
 
 def run_once(stage: str, config: RunConfig, run: RunFolder, train: Callable[[Any], str]) -> None:
     """Run a stage, unless it was done from what is asked for now."""
-    if is_done(stage, config, run):
+    changed = differences(stage, config, run)
+    if is_finished(stage, run) and not changed and not config.fresh:
         logger.info("%s is done, from the same inputs", run.stage(stage))
         return
-    changed = differences(stage, config, run)
     if changed and stage != STAGES[0]:
         logger.info("%s began with other %s, and is made anew", run.stage(stage), changed)
         config = dataclasses.replace(config, fresh=True)
     train(config)
 
 
-def is_done(stage: str, config: RunConfig, run: RunFolder) -> bool:
-    """Say whether a stage is finished, from what is asked for now."""
-    finished = stage in run.read_state().get("stages_done", [])
-    return finished and not config.fresh and not differences(stage, config, run)
+def is_finished(stage: str, run: RunFolder) -> bool:
+    """Say whether a stage has come to its end."""
+    return stage in run.read_state().get("stages_done", [])
 
 
 def differences(stage: str, config: RunConfig, run: RunFolder) -> str:
@@ -186,13 +185,16 @@ def differences(stage: str, config: RunConfig, run: RunFolder) -> str:
         data = getattr(config, "data", None)
         own = {data, connection.absolute_address(data)} if data else {saved.get("data")}
         return " and ".join(changed + ([] if saved.get("data") in own else ["--data"]))
-    start = stage_before(folder)
-    facts = {
-        "from": start,
-        "weights": find_model(run.storage, start).weights_hash(),
-        "sources": fingerprints(config),
-    }
+    # The hash stands beside the weights: they are read and verified by the stage that needs them.
+    start = SavedModel(*newest_of(run, stage_before(folder)))
+    facts = {"from": start.name, "weights": start.weights_hash(), "sources": fingerprints(config)}
     return " and ".join(changed + changed_facts(folder, facts))
+
+
+def newest_of(run: RunFolder, name: str) -> tuple[StageFolder, int]:
+    """Give stage and newest step of a name."""
+    stage, steps = find_steps(run.storage, name)
+    return stage, steps[-1]
 
 
 def facts_of(folder: StageFolder, dollars_per_second: float | None) -> StageFacts:

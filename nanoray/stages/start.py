@@ -134,7 +134,7 @@ def fingerprint(address: str) -> str:
 
 
 def stage_before(folder: StageFolder) -> str:
-    """Name the newest checkpoint of the latest finished stage before this one.
+    """Name the latest finished stage before this one.
 
     Raises:
         InputError: there is none.
@@ -144,7 +144,7 @@ def stage_before(folder: StageFolder) -> str:
     for stage in reversed(STAGES[: STAGES.index(folder.name)]):
         steps = committed_steps(run.stage(stage))
         if stage in done and steps:
-            return find_model(run.storage, f"{run.run}/{stage}").name
+            return f"{run.run}/{stage}"
         if steps:
             # Not in this run: the attempt numbers of a run are for one stage at a time.
             raise InputError(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nanoray.config import to_json
-from nanoray.ops.pipeline import PipelineConfig, differences, is_done, run_once, stage_config
+from nanoray.ops.pipeline import PipelineConfig, differences, run_once, stage_config
 from nanoray.stages.finetune_config import FinetuneConfig
 from nanoray.stages.pretrain_config import PretrainConfig
 from nanoray.stages.start import keep_start, open_later_stage
@@ -145,9 +145,8 @@ def begin(storage: Path, config: FinetuneConfig) -> RunFolder:
 def test_what_is_left_open_is_as_it_was(tmp_path: Path) -> None:
     run = begin(tmp_path, FinetuneConfig())
 
-    assert is_done("sft", FinetuneConfig(log_every=3), run)
-    assert is_done("sft", FinetuneConfig(lr_fraction=0.02), run)  # the default, spelled out
-    assert not is_done("sft", FinetuneConfig(fresh=True), run)
+    assert differences("sft", FinetuneConfig(log_every=3), run) == ""
+    assert differences("sft", FinetuneConfig(lr_fraction=0.02), run) == ""  # the default
     assert differences("sft", FinetuneConfig(epochs=2.0, lr_fraction=0.1), run) == (
         "--epochs and --lr-fraction"
     )
@@ -177,10 +176,12 @@ def test_a_stage_that_has_changed_begins_afresh_and_pretraining_never_does(tmp_p
         return ""
 
     run_once("sft", FinetuneConfig(), run, train)
+    assert given == []
+    run_once("sft", FinetuneConfig(fresh=True), run, train)
     run_once("sft", FinetuneConfig(epochs=2.0), run, train)
     run_once("pretrain", PretrainConfig(depth=2), run, train)
 
-    assert [config.fresh for config in given] == [True, False]
+    assert [config.fresh for config in given] == [True, True, False]
 
 
 def test_what_was_asked_decides_how_far_it_goes() -> None:
