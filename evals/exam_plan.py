@@ -111,7 +111,7 @@ def written_tasks(config: ExamConfig, wanted: set[str]) -> list[Task]:
         wanted = wanted | {name.lower() for name in CHAT_TASKS}
     settings = TaskSettings(
         hub_dir=located(config.hub_dir),
-        words=config.words if config.words == EMBEDDED_WORDS else located(config.words),
+        words=located_words(config.words),
         identity_file=located(config.identity_file),
         sandbox=config.sandbox,
     )
@@ -132,3 +132,8 @@ def core_exam(
 def located(path: str | None) -> str | None:
     """Make a path absolute, as it is meant where the job was submitted."""
     return path and connection.absolute_address(path)
+
+
+def located_words(words: str | None) -> str | None:
+    """Make the path of a list of words absolute, unless they are the embedded ones."""
+    return words if words == EMBEDDED_WORDS else located(words)

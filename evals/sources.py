@@ -6,14 +6,14 @@ from typing import Literal, cast
 from evals import TaskSettings
 from evals.arc import ARC
 from evals.arithmetic import Arithmetic
-from evals.exam_plan import located
+from evals.exam_plan import located, located_words
 from evals.facts import Facts
 from evals.gsm8k import GSM8K
 from evals.identity import Identity
 from evals.mmlu import MMLU
 from evals.smoltalk import SmolTalk
 from evals.spelling import SimpleSpelling, SpellingBee
-from evals.words import EMBEDDED_WORDS, load_words
+from evals.words import load_words
 from nanoray.config import InputError
 from nanoray.stages.finetune import SPLITS, read_sources
 from nanoray.stages.finetune_config import COURSES, FinetuneConfig, with_mixture
@@ -81,7 +81,7 @@ def lessons_of(
         )
     settings = TaskSettings(
         hub_dir=located(config.hub_dir),
-        words=config.words if config.words == EMBEDDED_WORDS else located(config.words),
+        words=located_words(config.words),
         identity_file=located(config.identity_file),
     )
     return SOURCES[name](settings, split, size)

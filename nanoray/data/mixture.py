@@ -109,7 +109,7 @@ def _write_part(
     fs: AbstractFileSystem, folder: str, name: str, parts: Sequence[Part], *, skip_bad: bool
 ) -> dict[str, int]:
     """Write the shards for training, or the one for validation; gives how much came from where."""
-    counts = dict.fromkeys((part.lessons.name for part in parts), 0)
+    counts = Counter(dict.fromkeys((part.lessons.name for part in parts), 0))
     rows = _rows(parts, skip_bad=skip_bad)
     groups = iter(lambda: list(islice(rows, GROUP_CONVERSATIONS)), [])
     for shard, first in enumerate(groups):
@@ -117,7 +117,7 @@ def _write_part(
         file = VALIDATION_SHARD if name == "validation" else f"{name}-{shard:05d}.parquet"
         with fs.open(f"{folder}/{file}", "wb") as sink, pq.ParquetWriter(sink, SCHEMA) as writer:
             for group in chain([first], islice(groups, most)):
-                counts.update(Counter(counts) + Counter(source for source, _ in group))
+                counts.update(source for source, _ in group)
                 columns = [pa.array(column, pa.string()) for column in zip(*group, strict=True)]
                 writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
     if not sum(counts.values()):
@@ -126,7 +126,7 @@ def _write_part(
             "or --mixture."
         )
     logger.info("mixed for %s: %s", name, ", ".join(f"{n:,} {s}" for s, n in counts.items()))
-    return counts
+    return dict(counts)
 
 
 def _rows(parts: Sequence[Part], *, skip_bad: bool) -> Iterator[tuple[str, str]]:

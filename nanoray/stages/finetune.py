@@ -9,7 +9,7 @@ from typing import Literal
 
 from nanoray.cluster import connection
 from nanoray.config import InputError, flag
-from nanoray.data.conversation_files import find_conversations
+from nanoray.data.conversation_files import ConversationFiles, find_conversations
 from nanoray.data.conversations import CONVERSATIONS, CUT, LEARNED, PADDING, UNLEARNABLE
 from nanoray.data.manifest import UNIT_BYTES, Manifest, check_unchanged, make_manifest
 from nanoray.data.mixture import CONVERSATION_COLUMN, Part, write_mixture
@@ -64,11 +64,11 @@ UNITS = 32
 """A small mixture is cut into this many units, so that its epochs differ in their order."""
 
 
-class Subset:
-    """Some examples of other lessons."""
+class SomeConversations:
+    """Some of the user's own conversations."""
 
-    def __init__(self, lessons: Lessons, indices: Sequence[int]) -> None:
-        self.name, self.lessons, self.indices = lessons.name, lessons, indices
+    def __init__(self, files: ConversationFiles, indices: Sequence[int]) -> None:
+        self.name, self.files, self.indices = files.name, files, indices
 
     def __len__(self) -> int:
         """Give the number of examples."""
@@ -76,12 +76,11 @@ class Subset:
 
     def example(self, index: int) -> Example:
         """Give one example."""
-        return self.lessons.example(self.indices[index])
+        return self.files.example(self.indices[index])
 
     def where(self, index: int) -> str:
         """Say where it stands."""
-        where: Callable[[int], str] = self.lessons.where  # type: ignore[attr-defined]
-        return where(self.indices[index])
+        return self.files.where(self.indices[index])
 
 
 def finetune(
@@ -235,7 +234,7 @@ def lessons_of(
     count = max(1, len(lessons) // HELD_OUT_ONE_IN)
     held_out = set(random.Random(HELD_OUT_SEED).sample(range(len(lessons)), count))
     wanted = [i for i in range(len(lessons)) if (i in held_out) == (split == "test")]
-    return Subset(lessons, wanted)
+    return SomeConversations(lessons, wanted)
 
 
 def plan_of(config: FinetuneConfig, manifest: Manifest, tokenizer: Tokenizer) -> DataPlan:

@@ -19,6 +19,7 @@ from nanoray.train.state import TrainState
 from nanoray.train.step import StepConfig, train_step
 from nanoray.train.world import LocalWorld
 from tests.support import tiny_gpt, tiny_tokenizer
+from tests.train.ranks import GroupWorld
 
 WORLD = LocalWorld()
 TOKENIZER = tiny_tokenizer()
@@ -82,11 +83,7 @@ def test_every_question_comes_once_in_an_epoch_and_the_next_one_has_another_orde
 
 
 def test_ranks_share_the_groups_of_a_step() -> None:
-    class Rank:
-        def __init__(self, rank: int) -> None:
-            self.rank, self.world_size = rank, 3
-
-    shares = [PLAN.mine(Rank(rank)) for rank in range(3)]  # type: ignore[arg-type]
+    shares = [PLAN.mine(GroupWorld(rank, 3)) for rank in range(3)]
 
     assert sorted(itertools.chain(*shares)) == [0, 1, 2, 3]
 

@@ -14,7 +14,7 @@ from nanoray.data.batches import batch_of
 from nanoray.data.conversation_files import find_conversations
 from nanoray.data.conversations import CUT, UNLEARNABLE, pack_conversations
 from nanoray.model.gpt import GPT
-from nanoray.stages.finetune import Subset
+from nanoray.stages.finetune import SomeConversations
 from nanoray.task import Lessons
 from nanoray.text.chat import render
 from tests.evals.local_hub import SHARED_DATA, existing, local_hub
@@ -148,21 +148,13 @@ def test_bad_input_of_sft_is_told_in_one_sentence(ray_cluster: Cluster, tmp_path
         assert said in output
 
 
-class Letters:
-    name = "letters"
+def test_some_conversations_have_numbers_of_their_own_and_the_places_of_all(
+    tmp_path: Path,
+) -> None:
+    files = find_conversations(str(write_chats(tmp_path / "own.jsonl", count=5)))
 
-    def __len__(self) -> int:
-        return 5
+    some = SomeConversations(files, [4, 1])
 
-    def example(self, index: int) -> Any:
-        return "abcde"[index]
-
-    def where(self, index: int) -> str:
-        return f"line {index}"
-
-
-def test_a_subset_has_its_own_numbers_and_the_places_of_the_whole() -> None:
-    subset = Subset(Letters(), [4, 1])
-
-    found: Any = subset.example(0)
-    assert (len(subset), found, subset.where(1)) == (2, "e", "line 1")
+    assert len(some) == 2
+    assert some.example(0) == files.example(4)
+    assert some.where(1) == "own.jsonl line 2"

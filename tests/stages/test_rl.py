@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from tests.running import (
+    ROOT,
     Cluster,
     kill_a_worker,
     kill_job,
@@ -54,7 +55,7 @@ def rollout_actors(cluster: Cluster) -> list[psutil.Process]:
 def test_rl_goes_on_after_a_rollout_actor_a_trainer_and_the_job_were_killed(
     ray_cluster: Cluster, tmp_path: Path
 ) -> None:
-    env = ray_cluster.environment()
+    env = {**ray_cluster.environment(), "PYTHONPATH": str(ROOT)}
     for run in ("calm", "killed"):
         save_base(tmp_path, run)
     code, output = run_job(JOB, *flags(tmp_path, "calm"), env=env)
