@@ -240,7 +240,9 @@ def record(job: TrainingJob, plan: ExamPlan) -> None:
     add_to_steps(folder.fs, path, values)
     fresh = {step: found for step, found in values.items() if step not in before}
     if job.config.wandb_project and fresh:
-        run = start_wandb(job.config.wandb_project, folder, to_json(job.config))
+        run = start_wandb(
+            job.config.wandb_project, folder, to_json(job.config), job.config.wandb_group
+        )
         for step, found in fresh.items():
             run.log({"eval/step": step, **found})
         run.finish()

@@ -29,6 +29,10 @@ class RunFailedError(RuntimeError):
     """A run that stopped on its way; the text says how it goes on, and what it died of."""
 
 
+class RunStoppedError(RunFailedError):
+    """A run that has saved and stopped because it was asked to; the text says why."""
+
+
 class DataError(InputError):
     """Training data that cannot be used."""
 
@@ -72,6 +76,8 @@ class RunConfig:
     """Steps between checkpoints; by default as failures and the stall of a save ask for."""
     save_every_minutes: float | None = None
     """Minutes between checkpoints; may be given besides --save-every."""
+    save_at: tuple[int, ...] = ()
+    """Steps that are saved, and kept, whatever else is."""
     keep_last: int = 3
     """How many of the newest checkpoints are kept."""
     keep_every: int | None = None
@@ -110,6 +116,8 @@ class RunConfig:
     """Steps between two lines of progress where there is no terminal."""
     wandb_project: str | None = None
     """Also log to this Weights & Biases project; offline where there is no API key."""
+    wandb_group: str | None = None
+    """Group of runs in that project; by default none."""
     fresh: bool = False
     """Move what an earlier run of this name left aside, and begin anew."""
 
@@ -208,7 +216,12 @@ def to_json(config: RunConfig) -> dict[str, Any]:  # Any: JSON
 def from_json(cls: type[Config], saved: dict[str, Any]) -> Config:  # Any: JSON
     """Rebuild a config from `to_json`; keys that this version does not know are left out."""
     known = {f.name for f in dataclasses.fields(cls)}
-    return cls(**{name: value for name, value in saved.items() if name in known})
+    values: dict[str, Any] = {  # Any: JSON, which knows no tuples
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in saved.items()
+        if name in known
+    }
+    return cls(**values)
 
 
 def continue_config(saved: Config, asked: Config) -> Config:
@@ -249,7 +262,8 @@ def run_job(cls: Any, job: Callable[[Any], object]) -> None:  # Any: a dataclass
         config = tyro.cli(cls, config=(tyro.conf.FlagCreatePairsOff,))
         result = job(config)
     except (InputError, RunFailedError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        kind = "stopped" if isinstance(error, RunStoppedError) else "error"
+        print(f"{kind}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
     except BrokenPipeError:  # `--help | head`
         sys.exit(141)

@@ -218,7 +218,12 @@ def has_wandb_key() -> bool:
     return any(host.endswith("wandb.ai") for host in hosts)
 
 
-def start_wandb(project: str, folder: StageFolder, config: dict[str, Any]) -> WandbRun:  # Any: JSON
+def start_wandb(
+    project: str,
+    folder: StageFolder,
+    config: dict[str, Any],  # Any: JSON
+    group: str | None = None,
+) -> WandbRun:
     """Begin or continue the Weights & Biases run of a stage; offline where there is no API key.
 
     The run's id is its name, so that a resumed run goes on in the same one.
@@ -230,6 +235,7 @@ def start_wandb(project: str, folder: StageFolder, config: dict[str, Any]) -> Wa
     local = folder.path() if is_local(folder.fs) else tempfile.mkdtemp(prefix="nanoray-wandb-")
     run = wandb.init(
         project=project,
+        group=group,
         name=name,
         id=name,
         resume="allow",

@@ -30,11 +30,11 @@ from nanoray.cluster.monitor import Pulse, forward_logs, start_monitor
 from nanoray.cluster.recovery import Decision, Failure, RetryBudget, describe_failure, of_group
 from nanoray.cluster.reservations import Reservations, refresh
 from nanoray.cluster.watchdog import Watchdog
-from nanoray.config import InputError, RunFailedError
+from nanoray.config import InputError, RunFailedError, RunStoppedError
 from nanoray.data.feed import Actor
 from nanoray.progress import RunDisplay
 from nanoray.storage import RunFolder, is_local
-from nanoray.train.world import train_with_others
+from nanoray.train.world import Wish, train_with_others
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +79,9 @@ class RayWorld:
         self._noticed = ray.train.get_preemption_info() is not None
         return self._noticed
 
-    def can_grow(self) -> bool:
-        """Say on rank 0 whether the driver has found room for more workers."""
-        return self.rank == 0 and self._pulse.is_asked_to_grow
+    def wish(self) -> Wish:
+        """Say on rank 0 what the driver asks the group to do; nothing elsewhere."""
+        return self._pulse.wish if self.rank == 0 else Wish.NONE
 
 
 @dataclass(frozen=True)
@@ -245,6 +245,11 @@ def _begin_function(group: Group, monitor: Actor) -> Callable[[], Dataset]:
         forward_logs(monitor)
         try:
             failures = ray.get(monitor.begin_start.remote())
+            why = ray.get(monitor.reason_to_stop.remote())
+            if failures and why:
+                raise RunStoppedError(
+                    f"{why}. Step {group.newest_step()} is saved; the same command goes on from it."
+                )
             if failures:
                 failure = of_group(failures)
                 decision = budget.decide(failure, group.newest_step())

@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from nanoray.cluster.recovery import Cause, Failure
 from nanoray.config import InputError, RunFailedError
 from nanoray.data.feed import Actor
+from nanoray.train.world import Wish
 
 NAMESPACE = "nanoray"
 BEAT_SECONDS = 1.0
@@ -43,7 +44,8 @@ class Monitor:
         self.beats: dict[int, tuple[float, Beat]] = {}
         self.failures: dict[int, Failure] = {}
         self.final_error: InputError | RunFailedError | None = None
-        self.num_wanted = 0
+        self.wish = Wish.NONE
+        self.why_stop = ""
         self.has_started = False
 
     def node(self) -> str:
@@ -64,15 +66,25 @@ class Monitor:
         steps, lines, self.steps, self.lines = self.steps, self.lines, [], []
         return steps, lines
 
-    def beat(self, beat: Beat) -> bool:
-        """Note a sign of life; says whether the group should make way for a larger one."""
+    def beat(self, beat: Beat) -> Wish:
+        """Note a sign of life; says what the group should do."""
         self.beats[beat.rank] = (time.monotonic(), beat)
-        return self.num_wanted > 0
+        return self.wish
 
     def ask_to_grow(self, num_workers: int) -> None:
         """Note that there is room for so many workers."""
-        self.num_wanted = num_workers
+        if self.wish is Wish.NONE:
+            self.wish = Wish.GROW
         self.lines.append(f"there is room for {num_workers} workers: saving, and starting again")
+
+    def ask_to_stop(self, why: str) -> None:
+        """Note that the run shall save and stop, and for which reason."""
+        self.wish, self.why_stop = Wish.STOP, why
+        self.lines.append(f"{why}: saving, and stopping")
+
+    def reason_to_stop(self) -> str:
+        """Give the reason for which the run shall stop; empty where it shall not."""
+        return self.why_stop
 
     def leave(self, rank: int) -> None:
         """Note that a rank has done its work, and need not be heard of again."""
@@ -93,7 +105,8 @@ class Monitor:
     def begin_start(self) -> list[Failure]:
         """Forget the workers of the last start; gives why they ended, empty at the first start."""
         failures, self.failures, self.beats = list(self.failures.values()), {}, {}
-        self.num_wanted = 0
+        if self.wish is Wish.GROW:
+            self.wish = Wish.NONE
         if self.has_started and not failures:
             failures = [Failure(Cause.LOST, 0, "the workers could not be started")]
         self.has_started = True
@@ -148,9 +161,9 @@ class Pulse:
         self.monitor, self.rank = monitor, rank
         self.pid, self.node = os.getpid(), ray.get_runtime_context().get_node_id()
         self.is_training = False
-        self.is_asked_to_grow = False
+        self.wish = Wish.NONE
         self.last = 0.0
-        self._answer: Any = None  # Any: a reference to a bool
+        self._answer: Any = None  # Any: a reference to a Wish
 
     def beat(self, doing: str, *, is_step: bool = False) -> None:
         """Tell that this worker lives, if it has not done so within the last second."""
@@ -162,7 +175,7 @@ class Pulse:
         self.last = now
         beat = Beat(self.rank, self.pid, self.node, doing, 0.0, self.is_training)
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self.is_asked_to_grow = ray.get(self._answer)
+            self.wish = ray.get(self._answer)
         self._answer = self.monitor.beat.remote(beat)
 
 

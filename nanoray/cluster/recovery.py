@@ -35,6 +35,7 @@ class Cause(enum.StrEnum):
     DIVERGENCE = "divergence"
     LOST = "lost worker"
     GROWTH = "room for more workers"
+    STOP = "asked to stop"
     HANG = "hang"
     STORAGE = "storage"
     MEMORY = "out of memory"
@@ -94,6 +95,8 @@ def find_cause(error: BaseException) -> Cause:
         return Cause.DIVERGENCE
     if "RoomForMoreError" in names:
         return Cause.GROWTH
+    if "AskedToStopError" in names:
+        return Cause.STOP
     if isinstance(error, StorageError):  # whoever raises it has been patient
         return Cause.OUTAGE
     if isinstance(error, InputError):
@@ -136,6 +139,8 @@ class RetryBudget:
         count = self.counts[key]
         if failure.cause is Cause.INPUT:
             return self._stop(failure, count, 1, "the input must be put right")
+        if failure.cause is Cause.STOP:
+            return self._stop(failure, count, 1, "it was asked to")
         if failure.cause is Cause.OUTAGE:
             return self._stop(failure, count, 1, "the storage must be mended")
         if failure.cause in WITHOUT_LIMIT:

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate
 
 import numpy as np
@@ -24,6 +24,7 @@ from nanoray.config import DataError
 from nanoray.data.conversations import CHAT_PACKINGS, pack_conversations
 from nanoray.data.manifest import Manifest
 from nanoray.data.packing import PACKING_VERSION, PackedUnit, Tokens, pack
+from nanoray.data.unit_cache import UnitCache
 from nanoray.storage import is_local, open_location
 from nanoray.text.tokenizer import Tokenizer
 
@@ -57,29 +58,47 @@ class DataPlan:
     """Which token is in which row, for ever."""
 
     def __init__(
-        self, manifest: Manifest, tokenizer: Tokenizer, *, max_seq_len: int, packing: str, seed: int
+        self,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        *,
+        max_seq_len: int,
+        packing: str,
+        seed: int,
+        cache: UnitCache | None = None,
     ) -> None:
+        """Plan the rows of some data; `cache` keeps packed units for other plans like this one."""
         self.manifest, self.tokenizer = manifest, tokenizer
         self.max_seq_len, self.packing, self.seed = max_seq_len, packing, seed
+        self.cache = cache
         self.units, self.validation_units = split_units(manifest)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Travel as what the plan is made of: the list of units can be long."""
-        arguments = (self.manifest, self.tokenizer, self.max_seq_len, self.packing, self.seed)
-        return _rebuild, arguments
+        rebuild = partial(
+            DataPlan,
+            max_seq_len=self.max_seq_len,
+            packing=self.packing,
+            seed=self.seed,
+            cache=self.cache,
+        )
+        return rebuild, (self.manifest, self.tokenizer)
 
     @cached_property
     def hash(self) -> str:
         """SHA-256 over all that decides the sequence of rows."""
-        content = [
-            self.manifest.hash,
-            self.tokenizer.hash,
-            self.max_seq_len,
-            self.packing,
-            PACKING_VERSION,
-            self.seed,
-        ]
+        content = [*self._decides_rows(), self.seed]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def _decides_rows(self) -> list[object]:
+        """List what decides the rows of each unit; the order of the units is another matter."""
+        manifest, tokenizer = self.manifest.hash, self.tokenizer.hash
+        return [manifest, tokenizer, self.max_seq_len, self.packing, PACKING_VERSION]
+
+    @cached_property
+    def rows_hash(self) -> str:
+        """SHA-256 over all that decides the rows of each unit."""
+        return hashlib.sha256(json.dumps(self._decides_rows()).encode()).hexdigest()
 
     def unit(self, position: int) -> Unit:
         """Give the unit at an absolute position."""
@@ -91,6 +110,17 @@ class DataPlan:
         return self.pack_unit(self.unit(position))
 
     def pack_unit(self, unit: Unit) -> PackedUnit:
+        """Read, tokenize and pack one unit, or take it from the cache."""
+        if self.cache is None:
+            return self._pack_anew(unit)
+        name = f"{self.rows_hash[:16]}/{unit.shard:05d}-{unit.start}-{unit.end}"
+        packed = self.cache.load(name)
+        if packed is None:
+            packed = self._pack_anew(unit)
+            self.cache.save(name, packed)
+        return packed
+
+    def _pack_anew(self, unit: Unit) -> PackedUnit:
         """Read, tokenize and pack one unit."""
         if self.packing in CHAT_PACKINGS:
             return pack_conversations(
@@ -149,12 +179,6 @@ def first_units(units: list[Unit], num_bytes: int) -> list[Unit]:
     """Give the units, in the order of the files, that hold the first `num_bytes` of text."""
     before = accumulate((unit.num_bytes for unit in units), initial=0)
     return [unit for unit, start in zip(units, before, strict=False) if start < num_bytes]
-
-
-def _rebuild(
-    manifest: Manifest, tokenizer: Tokenizer, max_seq_len: int, packing: str, seed: int
-) -> DataPlan:
-    return DataPlan(manifest, tokenizer, max_seq_len=max_seq_len, packing=packing, seed=seed)
 
 
 @lru_cache(maxsize=4)

@@ -9,6 +9,7 @@ from nanoray.config import InputError
 from nanoray.data.datasets import BYTES_PER_TOKEN, DATASETS, resolve_data
 from nanoray.data.manifest import Manifest, check_unchanged, find_shards, make_manifest
 from nanoray.data.plan import DataPlan
+from nanoray.data.unit_cache import UnitCache
 from nanoray.model.scaling import flops_per_token, num_parameters
 from nanoray.stages.pretrain_config import (
     PretrainConfig,
@@ -106,6 +107,9 @@ def prepare(
         max_seq_len=config.max_seq_len,
         packing=config.packing,
         seed=config.seed,
+        cache=UnitCache(connection.absolute_address(config.unit_cache))
+        if config.unit_cache
+        else None,
     )
     if config.fresh:
         begin_anew(folder)

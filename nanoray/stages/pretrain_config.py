@@ -60,6 +60,8 @@ class PretrainConfig(RunConfig):
     """bestfit: every row begins with a document; flat: one stream of tokens, as d34 had it."""
     embedding_dtype: str = identity("float32")
     """Precision in which the embedding is kept; d34 had bfloat16."""
+    unit_cache: str | None = None
+    """Folder or address in which tokenized text is kept for other runs; by default it is not."""
     validation_tokens: int | None = None
     """Tokens of the validation part that are used; by default 10,485,760, and 131,072 on CPUs."""
     core_every: int | None = None

@@ -11,7 +11,14 @@ import torch
 
 from nanoray.cluster import connection
 from nanoray.cluster.group import Group, run_on_workers
-from nanoray.config import InputError, RunConfig, continue_config, from_json, to_json
+from nanoray.config import (
+    InputError,
+    RunConfig,
+    RunStoppedError,
+    continue_config,
+    from_json,
+    to_json,
+)
 from nanoray.data.blocks import layout_for
 from nanoray.data.feed import start_pacer
 from nanoray.data.plan import DataPlan
@@ -225,7 +232,8 @@ def recorded(folder: StageFolder, patience_seconds: float) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        why = INTERRUPTED if isinstance(error, KeyboardInterrupt) else type(error).__name__
+        is_wanted = isinstance(error, (KeyboardInterrupt, RunStoppedError))
+        why = INTERRUPTED if is_wanted else type(error).__name__
         try:
             append_event(folder, "stop", why=why)
         except OSError as unwritten:

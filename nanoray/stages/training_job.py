@@ -200,7 +200,7 @@ def run_worker(
         policy=SavePolicy(
             config.keep_last,
             config.keep_every,
-            is_wanted=partial(awaits_evaluation, folder, recipe.evaluate_every),
+            is_wanted=partial(is_wanted, folder, recipe.evaluate_every, tuple(config.save_at)),
             patience_seconds=config.storage_patience_seconds,
         ),
     )
@@ -225,9 +225,13 @@ def run_worker(
     return {"samples": write_samples(job, state), "peak_memory_bytes": peak_memory(world.device)}
 
 
-def awaits_evaluation(folder: StageFolder, every: int | None, step: int) -> bool:
-    """Say whether a step is still to be evaluated, and must not be deleted before."""
-    if every is None or step % every:
+def is_wanted(
+    folder: StageFolder, evaluate_every: int | None, save_at: tuple[int, ...], step: int
+) -> bool:
+    """Say whether a step is kept for good, or until it is evaluated."""
+    if step in save_at:
+        return True
+    if evaluate_every is None or step % evaluate_every:
         return False
     return not SavedModel(folder, step).is_evaluated()
 
@@ -270,7 +274,11 @@ def open_metrics(job: TrainingJob, world: World, start_step: int) -> MetricsLogg
     if world.rank != 0:
         return MetricsLogger(None, last_step=start_step)
     project = job.config.wandb_project
-    wandb = start_wandb(project, job.folder, to_json(job.config)) if project else None
+    wandb = (
+        start_wandb(project, job.folder, to_json(job.config), job.config.wandb_group)
+        if project
+        else None
+    )
     return MetricsLogger(job.folder, last_step=start_step, wandb=wandb)
 
 
@@ -287,6 +295,7 @@ def loop_config(job: TrainingJob, world: World) -> LoopConfig:
             every_steps=config.save_every,
             every_seconds=None if minutes is None else 60 * minutes,
             multiples_of=recipe.evaluate_every,
+            at_steps=tuple(config.save_at),
             history=failure_history(read_events(job.folder)),
         ),
         validate_every=recipe.validate_every,

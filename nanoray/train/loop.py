@@ -18,7 +18,7 @@ from nanoray.train.save_interval import SaveConfig, SaveInterval
 from nanoray.train.state import TrainState
 from nanoray.train.step import SaveVotes, StepConfig, StepResult, train_step
 from nanoray.train.validation import Validation
-from nanoray.train.world import RoomForMoreError, World, all_reduce_sum
+from nanoray.train.world import AskedToStopError, RoomForMoreError, Wish, World, all_reduce_sum
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +69,14 @@ def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
         DivergedError: the run was rolled back on disk, and has to be started again.
         RollbackLimitError: it was rolled back too often, and should not.
         RoomForMoreError: a larger group can go on.
+        AskedToStopError: somebody wants the run to stop.
     """
     save_is_due, interval = False, SaveInterval(config.save, world.world_size, state.step)
     if validation_is_missing(validation.key, state.step, config, world, metrics):
         metrics.amend(validation.measure(state.model))
     try:
         while state.step < config.num_steps:
-            wanted = world.rank == 0 and (interval.is_due(state.step + 1) or world.can_grow())
+            wanted = world.rank == 0 and (interval.is_due(state.step + 1) or bool(world.wish()))
             votes = SaveVotes(wanted, checkpointer.is_retrying)
             result = train_step(state, next(steps), config, world, votes)
             account.spend_step(result.data_wait_seconds, skipped=result.problem is not None)
@@ -94,8 +95,7 @@ def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
             if last or (save_is_due and can_save):
                 save_is_due = False
                 interval.saved(state.step, save(state, checkpointer, metrics, account))
-                if world.can_grow() and not last:
-                    make_way(state.step, checkpointer)
+                make_way_if_asked(state, config, world.wish(), checkpointer)
             if state.step % config.validate_every == 0 or last:
                 validate(state, validation, metrics, account)
             if world.rank == 0:
@@ -124,10 +124,15 @@ def validate(
     metrics.amend({"validation/seconds": seconds, **account.values()})
 
 
-def make_way(step: int, checkpointer: Checkpointer) -> None:
-    """End this group once its newest step is saved; the other ranks end with it."""
+def make_way_if_asked(
+    state: TrainState, config: LoopConfig, wish: Wish, checkpointer: Checkpointer
+) -> None:
+    """End this group, where it is asked to, once its step is saved; other ranks end with it."""
+    if wish is Wish.NONE or state.step == config.num_steps:
+        return
     checkpointer.wait()
-    raise RoomForMoreError(f"step {step} is saved")
+    error = RoomForMoreError if wish is Wish.GROW else AskedToStopError
+    raise error(f"step {state.step} is saved")
 
 
 def tell_of_skip(result: StepResult, state: TrainState, world: World) -> None:

@@ -36,6 +36,8 @@ class SaveConfig:
     every_seconds: float | None = None
     multiples_of: int | None = None
     """Steps that are saved besides: somebody waits for just them."""
+    at_steps: tuple[int, ...] = ()
+    """More such steps."""
     history: FailureHistory = field(default_factory=FailureHistory)
     """Of the run before this start."""
 
@@ -75,6 +77,8 @@ class SaveInterval:
     def is_due(self, step: int) -> bool:
         """Say whether to save after a step, which is about to be made."""
         every, multiples_of = self.config.every_steps, self.config.multiples_of
+        if step in self.config.at_steps:
+            return True
         if multiples_of is not None and step % multiples_of == 0:
             return True
         if every is not None and step // every > self.saved_step // every:

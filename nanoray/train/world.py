@@ -1,5 +1,6 @@
 """Where this process stands among those that train together."""
 
+import enum
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -13,6 +14,19 @@ POLL_SECONDS = 0.02
 
 class RoomForMoreError(RuntimeError):
     """Ends a group that has saved, so that a larger one goes on."""
+
+
+class AskedToStopError(RuntimeError):
+    """Ends a group that has saved, because somebody wants the run to stop."""
+
+
+class Wish(enum.StrEnum):
+    """What a group is asked to do once its next step is saved."""
+
+    NONE = ""
+    GROW = "grow"
+    """End, so that a larger one goes on."""
+    STOP = "stop"
 
 
 class World(Protocol):
@@ -37,8 +51,8 @@ class World(Protocol):
         A collective: every rank asks at the same step, and all get the same answer.
         """
 
-    def can_grow(self) -> bool:
-        """Say on rank 0 whether a larger group could take over after a checkpoint."""
+    def wish(self) -> Wish:
+        """Say on rank 0 what the group is asked to do; nothing elsewhere."""
 
 
 class LocalWorld:
@@ -60,9 +74,9 @@ class LocalWorld:
         """Say no: nobody takes a single machine away."""
         return False
 
-    def can_grow(self) -> bool:
-        """Say no: a single machine does not grow."""
-        return False
+    def wish(self) -> Wish:
+        """Say that nobody asks for anything."""
+        return Wish.NONE
 
 
 class Pending:

@@ -14,7 +14,7 @@ from nanoray.cluster.recovery import (
 )
 from nanoray.config import InputError, StorageError
 from nanoray.train.rollback import DivergedError
-from nanoray.train.world import ProcessGroupEndedError, RoomForMoreError
+from nanoray.train.world import AskedToStopError, ProcessGroupEndedError, RoomForMoreError
 
 
 def ray_errors() -> dict[str, tuple[Exception, Cause]]:
@@ -55,6 +55,7 @@ def test_what_ray_says_of_a_worker_is_understood(name: str) -> None:
         (ConnectionResetError("reset"), Cause.LOST),
         (ProcessGroupEndedError("the process group has been ended"), Cause.LOST),
         (RoomForMoreError("step 8 is saved"), Cause.GROWTH),
+        (AskedToStopError("step 8 is saved"), Cause.STOP),
         (StorageError("runs could not be written for 1800 s"), Cause.OUTAGE),
         (OSError(28, "No space left on device"), Cause.STORAGE),
         (InputError("--depth 0 is too small"), Cause.INPUT),
@@ -146,7 +147,7 @@ def test_out_of_memory_halves_the_device_batch_until_it_is_one_row() -> None:
     )
 
 
-@pytest.mark.parametrize("cause", [Cause.INPUT, Cause.OUTAGE])
+@pytest.mark.parametrize("cause", [Cause.INPUT, Cause.OUTAGE, Cause.STOP])
 def test_what_another_start_cannot_cure_is_never_tried_again(cause: Cause) -> None:
     budget = RetryBudget(max_restarts=10, device_batch_size=4)
 

@@ -16,7 +16,7 @@ from nanoray.train.loop import train
 from nanoray.train.save_interval import SaveConfig
 from nanoray.train.schedule import Schedule
 from nanoray.train.validation import BitsPerByte
-from nanoray.train.world import LocalWorld, RoomForMoreError
+from nanoray.train.world import AskedToStopError, LocalWorld, RoomForMoreError, Wish
 from tests.train.tiny_run import tiny_plan, tiny_state, tiny_steps
 from tests.train.tiny_start import next_start, same_arrays, stage_folder, work
 
@@ -272,26 +272,29 @@ def test_who_watches_hears_of_every_step_what_stands_in_the_metrics(plan, tmp_pa
     assert world.reports == [(line["step"], line) for line in metrics_of(tmp_path)]
 
 
-class GrowingWorld(LocalWorld):
-    """A single process beside which a node joins after so many questions."""
+class AskingWorld(LocalWorld):
+    """A single process that is asked for something after so many questions."""
 
-    def __init__(self, after: int) -> None:
+    def __init__(self, asked: Wish, after: int) -> None:
         super().__init__()
-        self.after = after
+        self.asked, self.after = asked, after
 
-    def can_grow(self) -> bool:
+    def wish(self) -> Wish:
         self.after -= 1
-        return self.after < 0
+        return self.asked if self.after < 0 else Wish.NONE
 
 
-def test_a_group_that_can_grow_saves_at_once_and_loses_no_step(plan, tmp_path):
+@pytest.mark.parametrize(
+    ("wish", "error"), [(Wish.GROW, RoomForMoreError), (Wish.STOP, AskedToStopError)]
+)
+def test_a_group_that_shall_end_saves_at_once_and_loses_no_step(plan, tmp_path, wish, error):
     calm, grown = tmp_path / "calm", tmp_path / "grown"
     rarely = SaveConfig(every_steps=100)
     config = replace(next_start(plan, calm).config, save=rarely)
     expected = work(LocalWorld(), next_start(plan, calm, config=config))
 
-    with pytest.raises(RoomForMoreError, match="step 4 is saved"):
-        work(GrowingWorld(after=3), next_start(plan, grown, config=config))
+    with pytest.raises(error, match="step 4 is saved"):
+        work(AskingWorld(wish, after=3), next_start(plan, grown, config=config))
     again = next_start(plan, grown, config=config)
     result = work(LocalWorld(), again)
 

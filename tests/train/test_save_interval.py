@@ -69,6 +69,14 @@ def test_steps_that_were_asked_for_are_saved_whatever_the_time():
     assert due == [30, 40, 50]
 
 
+def test_single_steps_may_be_asked_for():
+    interval = SaveInterval(SaveConfig(every_steps=100, at_steps=(7, 12)), 1, 0, clock=Clock())
+
+    due = [step for step in range(1, 100) if interval.is_due(step)]
+
+    assert due == [7, 12]
+
+
 def test_a_due_step_that_could_not_be_saved_stays_due():
     interval = SaveInterval(SaveConfig(every_steps=10), 1, step=0, clock=Clock())
 
