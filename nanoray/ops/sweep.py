@@ -1,0 +1,299 @@
+"""Sweeps over depth and length: many small runs that say what a large one will be like."""
+
+import csv
+import dataclasses
+import io
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from rich.console import Console
+
+from nanoray.cluster import connection
+from nanoray.cluster.connection import LEAST_CPUS_PER_WORKER, NotEnoughResourcesError
+from nanoray.config import InputError, continue_config, from_json, to_json, worker_range
+from nanoray.data.datasets import BYTES_PER_TOKEN, resolve_data
+from nanoray.data.feed import STREAM_CPUS
+from nanoray.data.manifest import Manifest, check_unchanged, make_manifest
+from nanoray.ops.admission import start_admission
+from nanoray.ops.sweep_config import SweepConfig
+from nanoray.ops.sweep_view import Shown, SweepView, as_table, look_at
+from nanoray.ops.trial_rows import folder_of, is_done, write_outcome
+from nanoray.ops.trial_table import TABLE_FILE, Status, TrialRow, write_trials
+from nanoray.ops.trials import (
+    Surroundings,
+    Trial,
+    affordable,
+    branch,
+    describe_grid,
+    plan_trials,
+    workers_for,
+)
+from nanoray.ops.tune_trials import Pool, run_trials
+from nanoray.stages.pretrain import find_tokenizer
+from nanoray.stages.pretrain_config import PretrainConfig
+from nanoray.stages.stage_driver import default_dtype, on_gpu
+from nanoray.storage import RunFolder, read_json, write_file, write_json
+from nanoray.text.tokenizer_file import save_tokenizer
+
+logger = logging.getLogger(__name__)
+
+Measure = Callable[[dict[str, Any]], object]  # Any: settings of jobs/evaluate.py
+
+SWEEP_FILE = "sweep.json"
+
+
+def sweep(config: SweepConfig, measure: Measure) -> str:
+    """Run a sweep, or what is left of it.
+
+    Args:
+        config: what the user gave.
+        measure: evaluates a model, given the settings of jobs/evaluate.py.
+
+    Returns:
+        The table of all trials, and what is worth knowing of it.
+
+    Raises:
+        InputError: something the user gave does not work out; no trial has begun then.
+    """
+    storage = connection.absolute_address(config.pretrain.storage or "runs")
+    connection.connect()
+    run = RunFolder(storage, config.pretrain.run or "sweep")
+    slots = find_slots(config)
+    base = begun_base(config.pretrain, run)
+    manifest = find_manifest(config, base, run, storage)
+    trials = find_trials(config, base, run, manifest, slots)
+    logger.info("%s: %s", run, describe_grid(config.grid, trials))
+    known = remember(run, base, trials)
+    train(config, run, trials, known, slots)
+    if config.core:
+        measure_core(config, run, trials, measure)
+    shown = [look_at(trial, slots.device) for trial in known]
+    rows = [one.row for one in shown]
+    write_trials(str(run), rows)
+    write_file(run.fs, run.path("trials.csv"), as_csv(rows).encode())
+    return told(run, shown)
+
+
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """How the trials share the cluster."""
+
+    num_gpus: int
+    """0 where they train on CPUs."""
+    at_once: int
+    num_workers: int | None
+    """Of every trial; None where it follows from the depth."""
+    cpus_per_worker: float
+    threads_per_worker: int | None
+    device: str
+
+    def of(self, depth: int) -> int:
+        """Give the workers of a trial."""
+        return self.num_workers or (workers_for(depth, self.num_gpus) if self.num_gpus else 1)
+
+    def total(self, depths: tuple[int, ...]) -> int:
+        """Give the workers that may train at a time."""
+        return self.num_gpus or self.at_once * max(map(self.of, depths))
+
+
+def find_slots(config: SweepConfig) -> Slots:
+    """Decide how many trials train at a time, and what each worker takes.
+
+    Raises:
+        NotEnoughResourcesError: the cluster does not hold one trial.
+    """
+    have = connection.cluster_total()
+    gpus, cpus = int(have["GPU"]), have["CPU"]
+    asked = worker_range(config.pretrain.num_workers)
+    workers = asked[0] if asked else None
+    depths = config.grid.depths
+    if gpus:
+        smallest = workers or min(workers_for(depth, gpus) for depth in depths)
+        at_once = config.trials_at_once or max(1, gpus // smallest)
+        share = min(connection.GPU_WORKER_CPUS, (cpus - at_once * STREAM_CPUS) / gpus)
+        threads = None
+    else:
+        at_once = config.trials_at_once or 1
+        share = (cpus - STREAM_CPUS) / (at_once * (workers or 1))
+        threads = config.pretrain.threads_per_worker or max(
+            1, int(cpus) // (at_once * (workers or 1))
+        )
+    share = config.pretrain.cpus_per_worker or int(share * 16) / 16
+    if share < LEAST_CPUS_PER_WORKER or (workers or 1) > (gpus or cpus):
+        raise NotEnoughResourcesError(
+            f"{at_once} trial(s) at once with {workers or 1} worker(s) each do not fit on "
+            f"{gpus or cpus:g} {'GPUs' if gpus else 'CPUs'}. Give fewer of one."
+        )
+    return Slots(gpus, at_once, workers, share, threads, device_name(gpus))
+
+
+def device_name(gpus: int) -> str:
+    """Name what workers train on, as Ray knows it."""
+    prefix = "accelerator_type:"
+    kinds = [name for name in ray.cluster_resources() if name.startswith(prefix)]
+    return (kinds[0].removeprefix(prefix).lower() if kinds else "gpu") if gpus else "cpu"
+
+
+def begun_base(asked: PretrainConfig, run: RunFolder) -> PretrainConfig:
+    """Give what the trials have in common, as the sweep began with it.
+
+    Raises:
+        InputError: something that decides their results has another value now.
+    """
+    saved = read_json(run.fs, run.path(SWEEP_FILE))
+    base = dataclasses.replace(asked, seed=PretrainConfig.seed)
+    if saved is None:
+        return base
+    try:
+        return continue_config(from_json(PretrainConfig, saved["base"]), base)
+    except InputError as error:
+        told = str(error).partition(". Give")[0]
+        raise InputError(
+            f"{told.replace('This run', f'Sweep {run.run}')}. Its trials could not be compared. "
+            "Give another --run, and --compare shows what the difference is worth."
+        ) from error
+
+
+def find_manifest(
+    config: SweepConfig, base: PretrainConfig, run: RunFolder, storage: str
+) -> Manifest:
+    """List the text that all trials read, enough for the longest of them."""
+    around = Surroundings(on_gpu(), default_dtype(), str(run), "", "")
+    longest = max(trial.length.tokens for trial in plan_trials(base, config.grid, around))
+    address = resolve_data(
+        base.data,
+        storage,
+        num_bytes=longest * BYTES_PER_TOKEN,
+        locate=connection.absolute_address,
+    )
+    saved = read_json(run.fs, run.path("manifest.json"))
+    if saved is not None:
+        return check_unchanged(Manifest.from_json(saved), address)
+    return make_manifest(address, base.text_column, skip_bad_shards=base.skip_bad_shards)
+
+
+def find_trials(
+    config: SweepConfig, base: PretrainConfig, run: RunFolder, manifest: Manifest, slots: Slots
+) -> list[Trial]:
+    """Decide every trial, and write what they share into the sweep's folder."""
+    gpu, dtype = on_gpu(), default_dtype()
+    some = plan_trials(base, config.grid, Surroundings(gpu, dtype, str(run), "", ""))[0]
+    run.check_writable(0)
+    tokenizer = find_tokenizer(some.config, run, manifest)
+    save_tokenizer(tokenizer, run.tokenizer_address)
+    write_json(run.fs, run.path("manifest.json"), manifest.to_json())
+    around = Surroundings(gpu, dtype, str(run), tokenizer.hash, manifest.hash)
+    shared = dataclasses.replace(
+        base,
+        data=manifest.root,
+        tokenizer=run.tokenizer_address,
+        unit_cache=f"{run}/units",
+        cpus_per_worker=slots.cpus_per_worker,
+        threads_per_worker=slots.threads_per_worker,
+        wandb_group=base.wandb_group or run.run,
+    )
+    trials = [
+        dataclasses.replace(
+            trial,
+            config=dataclasses.replace(
+                trial.config, num_workers=str(slots.of(trial.config.depth or 1))
+            ),
+        )
+        for trial in plan_trials(shared, config.grid, around)
+    ]
+    return branch(trials) if config.branch else trials
+
+
+def remember(run: RunFolder, base: PretrainConfig, trials: list[Trial]) -> list[Trial]:
+    """Keep what the sweep consists of; gives all trials that it has had, in their order."""
+    saved = (read_json(run.fs, run.path(SWEEP_FILE)) or {}).get("trials", {})
+    known = {name: from_json(PretrainConfig, config) for name, config in saved.items()}
+    known |= {trial.name: trial.config for trial in trials}
+    content = {
+        "base": to_json(base),
+        "trials": {name: to_json(config) for name, config in known.items()},
+    }
+    write_json(run.fs, run.path(SWEEP_FILE), content)
+    everything = [Trial(name, config) for name, config in known.items()]
+    return sorted(
+        everything, key=lambda t: (t.config.depth or 0, t.length.num_steps, t.config.seed)
+    )
+
+
+def train(
+    config: SweepConfig, run: RunFolder, trials: list[Trial], known: list[Trial], slots: Slots
+) -> None:
+    """Train what is left of the trials, as far as the budget goes."""
+    for trial in trials:
+        folder = folder_of(trial)
+        if folder.read_config() is None:
+            manifest = read_json(run.fs, run.path("manifest.json")) or {}
+            write_json(folder.fs, folder.path("manifest.json"), manifest)
+    paid = trials
+    if config.max_flops is not None:
+        done = sum(trial.length.flops for trial in known if is_done(trial))
+        left = [trial for trial in trials if not is_done(trial)]
+        chosen = affordable(left, config.max_flops - done)
+        paid = [trial for trial in trials if trial.name in chosen or is_done(trial)]
+        for trial in left:
+            if trial.name not in chosen:
+                write_outcome(trial, Status.STOPPED, f"--max-flops {config.max_flops:g} are spent")
+    admission = start_admission(slots.total(config.grid.depths))
+    view = SweepView(
+        known, admission, slots.device, most_seconds=config.most_seconds, budget=config.budget
+    )
+    pool = Pool(admission, slots.at_once, config.pretrain.max_restarts)
+    with view.watching():
+        # Branches begin where a trunk has been, so trunks are trained first.
+        for is_branch in (False, True):
+            run_trials([t for t in paid if (t.trunk is not None) is is_branch], run, pool)
+
+
+def measure_core(
+    config: SweepConfig, run: RunFolder, trials: list[Trial], measure: Measure
+) -> None:
+    """Measure CORE of every trial that is done; what is measured already is not again."""
+    base = config.pretrain
+    for trial in trials:
+        if is_done(trial):
+            asked: dict[str, Any] = {
+                "run": trial.name,
+                "storage": str(run),
+                "tasks": "core",
+            }  # Any: flags
+            asked |= {"max_per_task": base.core_max_per_task, "eval_bundle": base.eval_bundle}
+            measure(asked)
+
+
+def as_csv(rows: list[TrialRow]) -> str:
+    """Write the table for a spreadsheet."""
+    target = io.StringIO()
+    names = [field.name for field in dataclasses.fields(TrialRow)]
+    writer = csv.DictWriter(target, names)
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(row) for row in rows)
+    return target.getvalue()
+
+
+def told(run: RunFolder, shown: list[Shown]) -> str:
+    """Write the table for a person, with what did not come to its end."""
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(as_table(shown))
+    lines = [console.export_text().rstrip()]
+    rows = [one.row for one in shown]
+    unfinished = [row for row in rows if row.status is not Status.DONE]
+    if unfinished:
+        lines.append("\nnot in any fit, because they have no result:")
+        lines += [f"  {row.name}: {row.status}. {row.reason}".rstrip() for row in unfinished]
+    depths = {row.depth for row in rows if row.status is Status.DONE}
+    if len(depths) == 1:
+        lines.append(
+            f"\nAll trials have depth {depths.pop()}: how loss falls with size cannot be fitted, "
+            "only how it falls with tokens. Add --depths."
+        )
+    lines.append(f"\ntable: {run}/{TABLE_FILE}, trials.csv")
+    if len(depths) > 1:
+        lines.append(f"forecast: python jobs/forecast.py {run.run} --depth 34 --ratio 40")
+    return "\n".join(lines)

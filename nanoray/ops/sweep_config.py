@@ -1,0 +1,102 @@
+"""What a sweep is told."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+import tyro
+
+from nanoray.config import InputError, flag, require_positive, worker_range
+from nanoray.ops.trials import Grid, check_base, read_numbers
+from nanoray.stages.pretrain_config import PretrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Train many small models, and write down what each came to.
+
+    Other flags are those of jobs/pretrain.py and hold for every trial; --run names the sweep.
+    """
+
+    pretrain: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(
+        default_factory=PretrainConfig
+    )
+    """What the trials have in common."""
+    depths: str | None = None
+    """Depths of the models, as in 4,6,8."""
+    ratios: str | None = None
+    """Lengths of the runs in tokens per parameter, as in 5,10,20,40."""
+    flops: str | None = None
+    """Or their lengths in FLOPs, as in 1e18,2e18."""
+    seeds: str | None = None
+    """Every trial once with each seed, as in 42,43; by default 42."""
+    branch: bool = False
+    """Train what runs of a depth have in common once: the same results for less compute."""
+    core: bool = False
+    """Measure CORE of every trial."""
+    trials_at_once: int | None = None
+    """Trials that train at a time; by default as many as the GPUs hold, and one on CPUs."""
+    max_flops: float | None = None
+    """Train only as many trials as this pays for, the cheapest first."""
+    max_worker_hours: float | None = None
+    """Stop once the workers of all trials, GPUs if there are any, have taken this long."""
+    max_dollars: float | None = None
+    """Stop once they have cost this much."""
+    dollars_per_gpu_hour: float = 3.0
+    """Price."""
+    compare: tuple[str, str] | None = None
+    """Train nothing, and compare two sweeps of this storage: how much compute is B's worth of A."""
+
+    def __post_init__(self) -> None:
+        require_positive("trials_at_once", self.trials_at_once)
+        for name in ("max_flops", "max_worker_hours", "max_dollars"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(
+                    f"{flag(name)} {value:g} pays for nothing. Give more, or leave it."
+                )
+        if not self.dollars_per_gpu_hour > 0:
+            raise InputError(
+                f"--dollars-per-gpu-hour {self.dollars_per_gpu_hour:g} is no price. Give more."
+            )
+        if self.compare is not None:
+            return
+        if self.depths is None or (self.ratios is None) == (self.flops is None):
+            raise InputError(
+                "A sweep needs --depths, as in 4,6,8, and one of --ratios, as in 5,10,20, and "
+                "--flops, as in 1e18,2e18."
+            )
+        check_base(self.pretrain)
+        workers = worker_range(self.pretrain.num_workers)
+        if workers is not None and workers[0] != workers[1]:
+            raise InputError(
+                f"--num-workers {self.pretrain.num_workers} is a range, and a sweep makes room for "
+                "a fixed number. Give one, or leave it out."
+            )
+
+    @property
+    def grid(self) -> Grid:
+        """The axes."""
+        assert self.depths is not None, "checked"
+        return Grid(
+            depths=tuple(map(int, read_numbers("depths", self.depths, int))),
+            ratios=read_numbers("ratios", self.ratios, float) if self.ratios else (),
+            flops=read_numbers("flops", self.flops, float) if self.flops else (),
+            seeds=tuple(
+                map(int, read_numbers("seeds", self.seeds or str(self.pretrain.seed), int))
+            ),
+        )
+
+    @property
+    def budget(self) -> str:
+        """Say what the workers' time is bounded by, as it was given."""
+        names = ("max_worker_hours", "max_dollars")
+        given = [f"{flag(name)} {getattr(self, name):g}" for name in names if getattr(self, name)]
+        return " and ".join(given)
+
+    @property
+    def most_seconds(self) -> float | None:
+        """Time of workers that may be spent."""
+        hours = [] if self.max_worker_hours is None else [self.max_worker_hours]
+        if self.max_dollars is not None:
+            hours.append(self.max_dollars / self.dollars_per_gpu_hour)
+        return 3600 * min(hours) if hours else None
