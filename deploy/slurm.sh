@@ -48,21 +48,21 @@ RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000 RAY_healt
     --dashboard-host=127.0.0.1 --dashboard-port="$dashboard_port" "${resources[@]}" &
 steps+=($!)
 
+# This script runs on the first node, and so reaches the head's dashboard, which listens on that node only. Until it
+# answers, workers would give up, and ray.init would try for a minute.
+export RAY_ADDRESS=http://127.0.0.1:$dashboard_port
+for _ in $(seq 90); do ray job list >/dev/null 2>&1 && break; sleep 1; done
+
 if [ ${#nodes[@]} -gt 1 ]; then
-    # Until the head listens, workers would give up.
-    for _ in $(seq 60); do ray status --address "$head_ip:$port" >/dev/null 2>&1 && break; sleep 2; done
     srun --nodes=$((${#nodes[@]} - 1)) --ntasks=$((${#nodes[@]} - 1)) --ntasks-per-node=1 --exclude="$head" \
         ray start --address="$head_ip:$port" "${resources[@]}" &
     steps+=($!)
-fi
-
-# This script runs on the first node, and so reaches the head's dashboard, which listens on that node only.
-export RAY_ADDRESS=http://127.0.0.1:$dashboard_port
-count_nodes='import ray; ray.init(address="'$head_ip:$port'", log_to_driver=False, logging_level="ERROR")
+    count_nodes='import ray; ray.init(address="'$head_ip:$port'", log_to_driver=False, logging_level="ERROR")
 print(sum(node["Alive"] for node in ray.nodes()))'
-for _ in $(seq 60); do
-    [ "$(RAY_ADDRESS='' python -c "$count_nodes" 2>/dev/null)" = ${#nodes[@]} ] && ray job list >/dev/null 2>&1 && break
-    sleep 2
-done
+    for _ in $(seq 60); do
+        [ "$(RAY_ADDRESS='' python -c "$count_nodes" 2>/dev/null)" = ${#nodes[@]} ] && break
+        sleep 2
+    done
+fi
 
 ray job submit -- "$@"

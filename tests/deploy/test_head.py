@@ -183,7 +183,7 @@ def test_nobody_else_reaches_the_dashboard(head: Head):
     listening = {
         each.laddr.ip
         for each in psutil.net_connections("tcp")
-        if each.laddr.port == port and each.status == psutil.CONN_LISTEN
+        if each.laddr and each.laddr.port == port and each.status == psutil.CONN_LISTEN
     }
 
     statuses = [ask(head, "/api/jobs/", token) for token in ("", "0" * 64, head.token)]
