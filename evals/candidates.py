@@ -100,7 +100,7 @@ class HuggingFaceModel:
             # Any: the methods of these classes take and give whatever suits their many models.
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, dtype=dtype
+                folder, local_files_only=True, use_safetensors=True, dtype=dtype
             )
         except (OSError, ValueError) as error:
             raise InputError(

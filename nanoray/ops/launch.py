@@ -7,7 +7,6 @@ import time
 import webbrowser
 from types import FrameType
 
-import ray
 from ray import serve
 from ray.serve.config import HTTPOptions
 
@@ -32,7 +31,7 @@ def prepare(config: ServeConfig) -> serve.Application:
     storage = connection.absolute_address(config.storage or "runs")
     for name in config.names():
         find_model(storage, name)
-    return build_application(config, storage, replica_share(config, ray.cluster_resources()))
+    return build_application(config, storage, replica_share(config, connection.cluster_total()))
 
 
 def launch(config: ServeConfig) -> None:

@@ -1,0 +1,48 @@
+"""docs/clusters.md and SECURITY.md name files, flags and settings that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nanoray.serve.serve_config import KEYS_VARIABLE
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ("docs/clusters.md", "SECURITY.md")
+FILE = re.compile(r"(?<![\w/.-])(?:jobs|deploy|docs|tests|nanoray)/[\w./-]*\w|cluster\.yaml")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_file_that_is_named_exists(document: str):
+    named = set(FILE.findall((ROOT / document).read_text()))
+
+    assert len(named) > 5
+    assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+def test_the_values_that_are_the_users_are_those_of_the_file():
+    text = (ROOT / "docs" / "clusters.md").read_text()
+    metadata = (ROOT / "cluster.yaml").read_text().split("metadata:")[1].split("max_workers:")[0]
+
+    asked = re.findall(r"^  (\w+): &", metadata, re.MULTILINE)
+    explained = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+
+    assert asked == explained
+
+
+def test_what_needs_a_cloud_is_marked():
+    sections = (ROOT / "docs" / "clusters.md").read_text().split("\n## ")[1:]
+
+    unmarked = {
+        section.splitlines()[0]
+        for section in sections
+        if re.search(r"^(ray up|kubectl|sbatch) ", section, re.MULTILINE)
+        and not re.search(r"\(needs (a cloud|a cluster|Slurm)\)", section.splitlines()[0])
+    }
+
+    assert len(sections) == 7
+    assert unmarked == set()
+
+
+def test_the_keys_are_named_as_the_server_reads_them():
+    assert KEYS_VARIABLE in (ROOT / "SECURITY.md").read_text()
