@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from evals.candidates import HuggingFaceModel, TrainedModel
@@ -56,6 +57,16 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     with pytest.raises(InputError, match="holds no model that transformers can load"):
         HuggingFaceModel(str(tmp_path), torch.float32, CPU)
+
+
+def test_weights_that_are_pickled_are_never_read(tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+
+    with pytest.raises(InputError, match="holds no model that transformers can load"):
+        HuggingFaceModel(str(folder), torch.float32, CPU)
 
 
 def test_answers_do_not_depend_on_how_many_are_written_at_once() -> None:
