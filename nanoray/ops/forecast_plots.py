@@ -120,9 +120,9 @@ def draw_tokens(axes: Axes, facts: Facts, basis: Basis) -> None:
         line = np.geomspace(tokens.min(), tokens.max() * 1.0001, CURVE_POINTS)
         fitted = basis.law.loss(size, line)
         axes.plot(line, fitted, color=LINE, alpha=shade, linewidth=1.3)
-        beside(axes, float(line[-1]), float(fitted[-1]), f"d{depth}")
+        above(axes, float(line[0]), float(fitted[0]), f"d{depth}")
+    axes.margins(y=0.09)
     style(axes, "D, training tokens", BITS)
-    widen(axes)
 
 
 def draw_compute(axes: Axes, facts: Facts, basis: Basis) -> None:
@@ -274,10 +274,11 @@ def beside(axes: Axes, x: float, y: float, text: str) -> None:
     )
 
 
-def widen(axes: Axes) -> None:
-    """Leave room at the right for what is written beside the curves."""
-    low, high = (np.log(end) for end in axes.get_xlim())
-    axes.set_xlim(np.exp(low), np.exp(high + 0.08 * (high - low)))
+def above(axes: Axes, x: float, y: float, text: str) -> None:
+    """Write over a curve's beginning, where the curves of a sweep lie apart."""
+    axes.annotate(
+        text, (x, y), (2, 6), textcoords="offset points", color=AXIS, fontsize=8, ha="center"
+    )
 
 
 def legend(axes: Axes, place: Place = "best") -> None:
