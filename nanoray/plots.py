@@ -35,9 +35,10 @@ COLORS = {
     "grid": ("#e4e7ec", "#2c323c"),
     "line": ("#2463d6", "#7aa7ff"),
     "faint": ("#b4ccf6", "#35507f"),
+    "other": ("#c2571a", "#ff9d5c"),
 }
 """Name in the page's CSS -> light and dark colour. In an SVG each light one becomes its name."""
-INK, AXIS, GRID, LINE, FAINT = (light for light, _ in COLORS.values())
+INK, AXIS, GRID, LINE, FAINT, OTHER = (light for light, _ in COLORS.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,10 +300,21 @@ def draw_svg(plot: Plot, history: History) -> str:
     """Give a plot as an <svg> element whose colours are the page's CSS variables."""
     figure = Figure(figsize=SVG_INCHES, layout="constrained")
     draw_plot(figure.add_subplot(), plot, history)
+    return as_svg(figure, plot.key, f"{plot.title}, {plot.unit}, by step")
+
+
+def as_svg(figure: Figure, key: str, label: str) -> str:
+    """Give a figure as an <svg> element whose colours are the page's CSS variables.
+
+    Args:
+        figure: drawn in the light ones of `COLORS`.
+        key: differs between the drawings of a page.
+        label: for those who cannot see it.
+    """
     target = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     # Letters stay text, and the ids of several drawings on one page must differ.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": plot.key}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key}):
         figure.savefig(target, format="svg", transparent=True, metadata=nothing)
     drawing = target.getvalue()
     box = re.search(r'viewBox="[^"]*"', drawing)
@@ -313,8 +325,7 @@ def draw_svg(plot: Plot, history: History) -> str:
     body = re.sub(r'(<g) id="[^"]*"| font-family: [^;"]*;', r"\1", body)
     for name, (light, _) in COLORS.items():
         body = body.replace(light, f"var(--{name})")
-    label = html.escape(f"{plot.title}, {plot.unit}, by step")
-    return f'<svg {box.group()} role="img" aria-label="{label}">{body.strip()}'
+    return f'<svg {box.group()} role="img" aria-label="{html.escape(label)}">{body.strip()}'
 
 
 def draw_png(title: str, history: History) -> bytes:
