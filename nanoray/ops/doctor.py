@@ -273,7 +273,7 @@ def memory_finding(nodes: list[Node], run: MeantRun, resources: connection.Resou
         fitting[0], run.recipe, eager=run.config.eager, threads=resources.threads_per_worker
     )
     workers = resources.num_workers[1]
-    if isinstance(step, str):
+    if step is None or isinstance(step, str):
         return check_memory(step, estimate_bytes(run.recipe, size, workers), 1)
     expected = expected_peak(step.peak_bytes, run.recipe, size, workers)
     return check_memory(

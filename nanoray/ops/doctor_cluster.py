@@ -230,10 +230,12 @@ def own_address(worker: object) -> str:
     return str(ray.util.get_node_ip_address())
 
 
-def probe_step(node: Node, recipe: Recipe, *, eager: bool, threads: int) -> StepFacts | str:
-    """Make one step of the real model on a node, in a process of its own; or say why not.
+def probe_step(node: Node, recipe: Recipe, *, eager: bool, threads: int) -> StepFacts | str | None:
+    """Make one step of the real model on a node, in a process of its own.
 
-    A process that the kernel kills is part of the answer, and nothing else dies with it.
+    Returns:
+        What it took; why it failed, be it that the kernel killed the process; None if it did not
+        end in time.
     """
     seconds = STEP_SECONDS["gpu" if node.num_gpus else "cpu"]
     # Any: not in Ray's stubs. One call, because the process has bounded its memory.
@@ -247,6 +249,6 @@ def probe_step(node: Node, recipe: Recipe, *, eager: bool, threads: int) -> Step
         return ray.get(ref, timeout=seconds)
     except ray.exceptions.GetTimeoutError:
         ray.cancel(ref, force=True)
-        return f"the step did not end within {seconds:.0f} s"
+        return None
     except ray.exceptions.RayError as error:
         return last_line(error)

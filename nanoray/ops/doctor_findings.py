@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -10,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-TABLE_WIDTH = 120
+TABLE_WIDTH, LEAST_WIDTH = 120, 80
+"""Columns where there is no terminal, and at least on one."""
 MOST_NAMED = 3
 """So many of what is wrong are named; of the others the number is told."""
 
@@ -73,14 +75,16 @@ class Diagnosis:
         return f"nothing failed, {warnings} {took}"
 
     def as_text(self, *, is_terminal: bool = False) -> str:
-        """Write the table and the verdict, in colour for a terminal."""
-        table = Table("check", "", "found", "remedy", width=TABLE_WIDTH)
+        """Write the table and the verdict, in colour and as wide as the terminal if it is one."""
+        columns = shutil.get_terminal_size().columns if is_terminal else TABLE_WIDTH
+        width = max(LEAST_WIDTH, min(columns, 2 * TABLE_WIDTH))
+        table = Table("check", "", "found", "remedy", width=width)
         for finding in self.findings:
             # Text, because rich would take "[gpu]" in a plain string for markup.
             status = Text(finding.status.value, style=STYLES[finding.status])
             table.add_row(finding.check, status, Text(finding.found), Text(finding.remedy))
         text = io.StringIO()
-        console = Console(file=text, width=TABLE_WIDTH, force_terminal=is_terminal)
+        console = Console(file=text, width=width, force_terminal=is_terminal)
         console.print(table)
         return f"{text.getvalue()}{self.verdict}"
 

@@ -78,7 +78,13 @@ def try_step(recipe: Recipe, *, eager: bool, threads: int) -> StepFacts:
         fitting = [b for b in halvings(size) if estimate_bytes(recipe, b) <= allowed]
         need = int(estimate_bytes(recipe, size))
         return StepFacts(size, need, free, 0.0, False, max(fitting, default=0), was_tried=False)
-    bound_memory(int(allowed))
+    return try_within(recipe, int(allowed))
+
+
+def try_within(recipe: Recipe, allowed_bytes: int) -> StepFacts:
+    """Make one step on the CPU; this process can allocate no more than so much from here on."""
+    size, free = recipe.device_batch_size, psutil.virtual_memory().available
+    bound_memory(allowed_bytes)
     before = psutil.Process().memory_info().rss
     try:
         # Compiled it takes less, but longer than a doctor may: what fits so fits the run.
@@ -86,8 +92,8 @@ def try_step(recipe: Recipe, *, eager: bool, threads: int) -> StepFacts:
     except RuntimeError as error:
         if "allocate memory" not in str(error):
             raise
-        fitting = [b for b in halvings(size) if 2 * estimate_bytes(recipe, b) <= allowed]
-        return StepFacts(size, int(allowed), free, 0.0, False, max(fitting, default=0))
+        small = [b for b in halvings(size) if 2 * estimate_bytes(recipe, b) <= allowed_bytes]
+        return StepFacts(size, allowed_bytes, free, 0.0, False, max(small, default=0))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
     return StepFacts(size, max(0, peak), free, seconds)
 

@@ -90,7 +90,7 @@ def nccl_version() -> str:
     """Give the version of NCCL that torch brings."""
     import torch  # a node without GPUs is described faster without it
 
-    if not torch.cuda.nccl.is_available([]):
+    if not torch.distributed.is_nccl_available():
         return "none"
     return ".".join(map(str, torch.cuda.nccl.version()))
 

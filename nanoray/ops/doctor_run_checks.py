@@ -115,7 +115,8 @@ def check_data(
         return skipped("data", "the run's settings do not work out")
     unreachable = [f"{name}: {seen.error}" for name, seen in facts.items() if seen.error]
     missing = [
-        f"{name} has {len(seen.missing)} of {len(expected.sizes)} shards not: {named(seen.missing)}"
+        f"{name} does not have {len(seen.missing)} of {len(expected.sizes)} shards: "
+        f"{named(seen.missing)}"
         for name, seen in facts.items()
         if seen.missing
     ]
@@ -185,14 +186,20 @@ def check_tokenizer(facts: TokenizerFacts, vocab_size: int) -> Finding:
     return ok("tokenizer", f"{vocab_size:,} ids, hash {used[:16]}{agree}")
 
 
-def check_memory(step: StepFacts | str, expected_bytes: float, workers: int) -> Finding:
+def check_memory(step: StepFacts | str | None, expected_bytes: float, workers: int) -> Finding:
     """Compare what a step took with what there is.
 
     Args:
-        step: what was measured, or why not.
+        step: what was measured; why it failed; None if it did not end in time.
         expected_bytes: of one worker of the run; it shares its optimizer's state with the others.
         workers: that share the memory: 1 for a GPU.
     """
+    if step is None:
+        return skipped(
+            "memory",
+            "one step did not end in the time that it was given; estimated are "
+            f"{gb(expected_bytes)} for each worker",
+        )
     if isinstance(step, str):
         return failed(
             "memory",

@@ -57,7 +57,7 @@ def probe_folder(storage: str) -> Iterator[str]:
             raise StorageError(str(error) or type(error).__name__) from error
         yield f"{storage}/{name}"
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             fs.rm(f"{root}/{name}", recursive=True)
         with contextlib.suppress(OSError):  # a run may have begun there meanwhile
             for folder in fresh:
