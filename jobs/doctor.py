@@ -14,10 +14,13 @@ from nanoray.ops.doctor import DoctorConfig, doctor
 
 def report(config: DoctorConfig) -> None:
     """Print what the doctor found."""
-    diagnosis = doctor(config)
-    print(
-        diagnosis.as_json() if config.json else diagnosis.as_text(is_terminal=sys.stdout.isatty())
-    )
+    try:
+        diagnosis = doctor(config)
+    except KeyboardInterrupt:
+        print("Interrupted. Nothing was changed.", file=sys.stderr)
+        sys.exit(130)
+    is_terminal = sys.stdout.isatty()
+    print(diagnosis.as_json() if config.json else diagnosis.as_text(is_terminal=is_terminal))
     sys.exit(int(diagnosis.has_failed))
 
 

@@ -3,11 +3,11 @@
 import statistics
 from collections.abc import Iterable, Mapping
 
+from nanoray.model.scaling import gpu_peak_flops
 from nanoray.ops.doctor_findings import Finding, failed, named, ok, skipped, warning
 from nanoray.ops.doctor_network import (
     AllReduce,
     expected_between,
-    expected_flops,
     expected_inside,
 )
 from nanoray.ops.doctor_node import Node, NodeFacts
@@ -122,12 +122,18 @@ def check_gpu_health(facts: Mapping[str, NodeFacts]) -> Finding:
     if not gpus:
         return skipped("GPU health", "no GPU")
     errors = [f"{where}: {gpu.ecc_errors} ECC errors" for where, gpu in gpus if gpu.ecc_errors]
-    xids = [f"{name}: {xid}" for name, node in facts.items() for xid in node.gpus.xids]
-    if errors or xids:
+    if errors:
         return failed(
             "GPU health",
-            named([*errors, *xids]),
+            named(errors),
             "Drain the node and have the GPU looked at: its results cannot be trusted.",
+        )
+    xids = [f"{name}: {xid}" for name, node in facts.items() for xid in node.gpus.xids]
+    if xids:
+        return warning(
+            "GPU health",
+            f"since the machine was started: {named(xids)}",
+            "Reset the GPU or restart the node; if it comes again, have it looked at.",
         )
     slowed = [f"{where}: {', '.join(gpu.throttled)}" for where, gpu in gpus if gpu.throttled]
     hot = [f"{w}: {g.celsius} C" for w, g in gpus if g.celsius and g.celsius >= HOT_CELSIUS]
@@ -165,7 +171,7 @@ def check_speed(flops: Mapping[str, list[float]], gpu: str | None) -> Finding:
         return warning(
             "speed", f"{named(slow)} the {found}", "Every step waits for it: leave its node out."
         )
-    peak = expected_flops(gpu) if gpu else None
+    peak = gpu_peak_flops(gpu) if gpu else None
     if peak and median < LEAST_PEAK_SHARE * peak:
         return warning(
             "speed",

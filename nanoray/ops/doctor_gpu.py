@@ -29,6 +29,9 @@ THROTTLE_REASONS = {
 """Bits of nvmlClocksEventReasons (nvml.h) that are no part of normal work: an idle GPU and one at
 its power limit have others."""
 
+HARDWARE_XIDS = {48, 62, 64, 74, 79, 92, 94, 95, 119, 120, 140}
+"""Memory, NVLink, bus and firmware (NVIDIA's list of Xid errors); the others, such as 13 and 31,
+are errors of programs."""
 XID = re.compile(r"NVRM: Xid \(PCI:([0-9A-Fa-f:.]+)\): (\d+)")
 
 
@@ -98,8 +101,9 @@ def throttle_reasons(cell: str) -> tuple[str, ...]:
 
 
 def parse_xids(log: str) -> tuple[str, ...]:
-    """Find the driver's errors in the kernel's log, each once."""
-    return tuple(dict.fromkeys(f"Xid {code} of {gpu}" for gpu, code in XID.findall(log)))
+    """Find the driver's errors of hardware in the kernel's log, each once."""
+    found = [(gpu, code) for gpu, code in XID.findall(log) if int(code) in HARDWARE_XIDS]
+    return tuple(dict.fromkeys(f"Xid {code} of {gpu}" for gpu, code in found))
 
 
 def ask_smi() -> GpuReport:

@@ -111,18 +111,28 @@ def try_on_gpu(recipe: Recipe, *, eager: bool) -> StepFacts:
     capacity = torch.cuda.get_device_properties(device).total_memory
     size = recipe.device_batch_size
     for batch in [size, *halvings(size)]:
-        torch.cuda.reset_peak_memory_stats()
-        try:
-            seconds = make_step(recipe, batch, device, eager=eager)
-        except torch.cuda.OutOfMemoryError:
-            gc.collect()  # what failed is held by the frames of the error until here
+        seconds = step_or_none(recipe, batch, device, eager=eager)
+        if seconds is None:
+            gc.collect()
             torch.cuda.empty_cache()
             continue
-        peak = torch.cuda.max_memory_reserved(device)
+        free, _ = torch.cuda.mem_get_info()  # the allocator keeps what the peak took
+        peak = capacity - free
         if batch == size:
             return StepFacts(size, peak, capacity, seconds)
         return StepFacts(size, peak, capacity, seconds, False, batch)
     return StepFacts(size, capacity, capacity, 0.0, False, 0)
+
+
+def step_or_none(recipe: Recipe, size: int, device: torch.device, *, eager: bool) -> float | None:
+    """Make one step; None if the GPU has too little memory.
+
+    A function of its own: the error holds the frames of the step, and with them its tensors.
+    """
+    try:
+        return make_step(recipe, size, device, eager=eager)
+    except torch.cuda.OutOfMemoryError:
+        return None
 
 
 def make_step(recipe: Recipe, size: int, device: torch.device, *, eager: bool) -> float:

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from nanoray.model.scaling import gpu_peak_flops
-
 JOIN_SECONDS = 30.0
 """How long workers wait for each other: a port that a firewall closes is never answered."""
 LATENCY_BYTES = 8
@@ -76,11 +74,6 @@ def expected_between(gpu: str, fabric_gbits: float) -> float | None:
 
 def _first(table: Sequence[tuple[str, float]], gpu: str) -> float | None:
     return next((value for part, value in table if part in gpu.lower()), None)
-
-
-def expected_flops(gpu: str) -> float | None:
-    """Give the data sheet's bf16 FLOP/s of a GPU; None for an unknown one."""
-    return gpu_peak_flops(gpu)
 
 
 class BenchWorker:

@@ -18,6 +18,7 @@ KERNEL_LOG = """\
 [  812.1] NVRM: loading NVIDIA UNIX x86_64 Kernel Module  550.90.07
 [ 9081.7] NVRM: Xid (PCI:0000:3b:00): 79, pid='<unknown>', GPU has fallen off the bus.
 [ 9081.8] NVRM: Xid (PCI:0000:3b:00): 79, pid=4211, GPU has fallen off the bus.
+[ 9090.0] NVRM: Xid (PCI:0000:86:00): 31, pid=4212, MMU Fault of a program
 [ 9100.0] NVRM: Xid (PCI:0000:86:00): 94, pid=4212, Contained: SM (0x1)
 """
 
@@ -45,7 +46,7 @@ def test_heat_errors_and_a_lost_gpu_are_read():
     )
 
 
-def test_the_drivers_errors_are_found_once_each():
+def test_errors_of_hardware_are_found_once_each_and_those_of_programs_not():
     assert parse_xids(KERNEL_LOG) == ("Xid 79 of 0000:3b:00", "Xid 94 of 0000:86:00")
 
 
