@@ -4,8 +4,9 @@ import dataclasses
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -35,7 +36,7 @@ from nanoray.ops.doctor_cluster import (
     needs_token,
     probe_step,
 )
-from nanoray.ops.doctor_data import ExpectedData, expect_data, look_at_tokenizer
+from nanoray.ops.doctor_data import ExpectedData, TokenizerFacts, expect_data, look_at_tokenizer
 from nanoray.ops.doctor_findings import Diagnosis, Finding, failed, ok, skipped
 from nanoray.ops.doctor_memory import estimate_bytes, expected_peak
 from nanoray.ops.doctor_node import Node, NodeFacts, own_versions
@@ -51,10 +52,12 @@ from nanoray.stages.pretrain import open_stage, recipe_of
 from nanoray.stages.pretrain_config import PretrainConfig, checkpoint_bytes, rows_per_step
 from nanoray.stages.stage_driver import check_rows, most_waiting
 from nanoray.stages.training_job import Recipe
-from nanoray.storage import StageFolder
+from nanoray.storage import StageFolder, is_outage
 from nanoray.train.save_interval import MOST_SECONDS
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,14 +132,29 @@ def diagnose(config: PretrainConfig, *, quick: bool = False) -> Diagnosis:
     return Diagnosis(tuple(findings), len(nodes), time.monotonic() - began)
 
 
+def attempt(work: Callable[[], T]) -> tuple[T | None, str | None]:
+    """Call what wrong input or storage that is away may stop; gives its result, or the reason."""
+    try:
+        return work(), None
+    except Exception as error:
+        if not isinstance(error, InputError) and not is_outage(error):
+            raise
+        return None, str(error) or type(error).__name__
+
+
+def open_run(config: PretrainConfig, storage: str) -> MeantRun:
+    """Decide a run's config together with the one it began with."""
+    decided, folder = open_stage(config, storage)
+    return MeantRun(decided, folder, recipe_of(decided))
+
+
 def settle(config: PretrainConfig, storage: str) -> tuple[MeantRun | None, Finding]:
     """Decide the run as its own driver will; what does not work out is a finding."""
-    try:
-        decided, folder = open_stage(config, storage)
-        recipe = recipe_of(decided)
-    except InputError as error:
-        return None, failed("settings", str(error), "")
-    run = MeantRun(decided, folder, recipe)
+    opened, problem = attempt(lambda: open_run(config, storage))
+    if opened is None:
+        return None, failed("settings", str(problem), "")
+    run = opened
+    decided, folder, recipe = run.config, run.folder, run.recipe
     params = f"{num_parameters(recipe.model):,} parameters"
     try:
         run = dataclasses.replace(run, resources=connection.choose_resources(decided))
@@ -180,10 +198,8 @@ def look_around(nodes: list[Node], storage: str, run: MeantRun | None) -> Survey
     """List the data on the driver, write into the storage, and ask all nodes."""
     expected, data_error = None, None
     if run is not None:
-        try:
-            expected = expect_data(run.config, run.folder, storage)
-        except InputError as error:
-            data_error = str(error)
+        meant = run
+        expected, data_error = attempt(lambda: expect_data(meant.config, meant.folder, storage))
     storage_error = None
     try:
         with probe_folder(storage) as probe:
@@ -226,10 +242,11 @@ def findings_on_run(survey: Survey, run: MeantRun | None) -> list[Finding]:
     if run is None:
         return findings
     assert run.config.vocab_size, "decided"
+    tokenizers, error = attempt(lambda: look_at_tokenizer(run.config, run.folder))
     return [
         *findings,
         check_data(survey.expected, shards, survey.data_error),
-        check_tokenizer(look_at_tokenizer(run.config, run.folder), run.config.vocab_size),
+        check_tokenizer(tokenizers or TokenizerFacts(error=error), run.config.vocab_size),
     ]
 
 

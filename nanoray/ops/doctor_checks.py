@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 
 from nanoray.model.scaling import gpu_peak_flops
-from nanoray.ops.doctor_findings import Finding, failed, named, ok, skipped, warning
+from nanoray.ops.doctor_findings import Finding, failed, gb, named, ok, skipped, warning
 from nanoray.ops.doctor_network import (
     AllReduce,
     expected_between,
@@ -32,7 +32,10 @@ def check_nodes(nodes: Iterable[Node], silent: Mapping[str, str]) -> Finding:
     if silent:
         found = named(f"{name}: {why}" for name, why in silent.items())
         return failed(
-            "nodes", found, "Look at its raylet's log, or take it out: ray stop on that node."
+            "nodes",
+            found,
+            "Look at the raylet's log there, or take the node out (ray stop). Code that it lacks "
+            "comes with ray job submit --working-dir.",
         )
     cpus, gpus = sum(node.num_cpus for node in nodes), sum(node.num_gpus for node in nodes)
     count = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
@@ -276,10 +279,10 @@ def check_object_store(
         )
     training = [node for node in stores.values() if node.trains] or list(stores.values())
     least = min(training, key=lambda node: node.object_store_bytes)
-    found = f"{least.object_store_bytes / 1e9:.2f} GB at least, on {least.name}"
+    found = f"{gb(least.object_store_bytes)} at least, on {least.name}"
     if need_bytes is None:
         return ok("object store", found)
-    found = f"{found}; the stream needs {need_bytes / 1e9:.2f} GB"
+    found = f"{found}; the stream needs {gb(need_bytes)}"
     if least.object_store_bytes < need_bytes:
         return warning(
             "object store",

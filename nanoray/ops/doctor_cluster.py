@@ -169,9 +169,15 @@ def measure(nodes: list[Node]) -> Speeds:
     """Measure how fast GPUs or CPUs compute, and how fast they talk inside nodes and between."""
     use_gpu = any(node.num_gpus for node in nodes)
     wanted = sum(n.num_gpus if use_gpu else WORKERS_PER_CPU_NODE * n.trains for n in nodes)
+    if not wanted:  # an autoscaler's head alone
+        return Speeds()
+    free = ray.available_resources().get("GPU", 0.0)
+    if use_gpu and free < wanted:  # known without waiting for workers that cannot start
+        held = f"{wanted - int(free)} of {wanted} GPUs are held by others"
+        return Speeds(problem=held, is_busy=True)
     with bench_workers(nodes) as workers:
         if len(workers) < wanted:
-            what = "GPUs are in use" if use_gpu else "bench workers did not start"
+            what = "GPUs are held by others" if use_gpu else "bench workers did not start"
             return Speeds(problem=f"{wanted - len(workers)} of {wanted} {what}", is_busy=use_gpu)
         try:
             return measure_workers(workers, use_gpu=use_gpu)

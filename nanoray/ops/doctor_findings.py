@@ -125,3 +125,8 @@ def named(items: Iterable[str]) -> str:
     names = list(items)
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return ", ".join(names[:MOST_NAMED]) + more
+
+
+def gb(num_bytes: float) -> str:
+    """Write a size."""
+    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e7 else f"{num_bytes / 1e6:,.2f} MB"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nanoray.ops.doctor_data import DataFacts, ExpectedData, TokenizerFacts
-from nanoray.ops.doctor_findings import Finding, failed, named, ok, skipped, warning
+from nanoray.ops.doctor_findings import Finding, failed, gb, named, ok, skipped, warning
 from nanoray.ops.doctor_memory import StepFacts
 from nanoray.ops.doctor_storage import StorageFacts
 
@@ -139,7 +139,8 @@ def check_data(
         )
     kind = "of the run's manifest, unchanged" if expected.was_saved else "to begin with"
     size = f"{expected.text_bytes / 1e9:.3g} GB of text"
-    found = f"{len(expected.sizes)} shards {kind}, {size}, seen by every node"
+    whom = "every node" if facts else "the driver"
+    found = f"{len(expected.sizes)} shards {kind}, {size}, seen by {whom}"
     if expected.to_fetch:
         return warning(
             "data",
@@ -234,8 +235,3 @@ def check_memory(step: StepFacts | str | None, expected_bytes: float, workers: i
 def mb(bytes_per_second: float) -> str:
     """Write the speed of a disk."""
     return f"{bytes_per_second / 1e6:,.3g} MB/s"
-
-
-def gb(num_bytes: float) -> str:
-    """Write a size."""
-    return f"{num_bytes / 1e9:,.2f} GB" if num_bytes >= 1e7 else f"{num_bytes / 1e6:,.2f} MB"

@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from nanoray.cluster.connection import SMALL_MACHINE
+from nanoray.config import InputError
 from nanoray.data.manifest import make_manifest
-from nanoray.ops.doctor import DoctorConfig
+from nanoray.ops.doctor import DoctorConfig, attempt
 from nanoray.ops.doctor_findings import Status
 from nanoray.storage import RunFolder, write_json
 from nanoray.text.tokenizer_file import save_tokenizer
@@ -263,6 +264,17 @@ def test_a_driver_with_another_ray_is_told_so_in_one_sentence(cluster: Cluster):
 
     assert done.stdout.startswith("This machine and the cluster differ"), done.stderr
     assert "2.59.1" in done.stdout
+
+
+def test_only_wrong_input_and_storage_that_is_away_become_findings():
+    def fail_with(error: Exception) -> None:
+        raise error
+
+    assert attempt(lambda: 3) == (3, None)
+    assert attempt(lambda: fail_with(InputError("--x is wrong."))) == (None, "--x is wrong.")
+    assert attempt(lambda: fail_with(PermissionError(13, "denied"))) == (None, "[Errno 13] denied")
+    with pytest.raises(KeyError):
+        attempt(lambda: fail_with(KeyError("a bug")))
 
 
 def test_the_flags_are_those_of_pretraining():

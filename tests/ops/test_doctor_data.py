@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +17,10 @@ def folder(tmp_path: Path) -> StageFolder:
     return RunFolder(f"{tmp_path}/runs", "r").stage("pretrain")
 
 
-def config(tmp_path: Path, **fields: object) -> PretrainConfig:
+def config(tmp_path: Path, **fields: Any) -> PretrainConfig:
     """Give a decided config over the test's data."""
-    given = PretrainConfig(**{"data": f"{tmp_path}/data", "num_steps": 4, **fields})
+    options: dict[str, Any] = {"data": f"{tmp_path}/data", "num_steps": 4, **fields}
+    given = PretrainConfig(**options)
     return decide(given, on_gpu=False, dtype="float32")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import ray
 import torch
 
-from nanoray.ops import doctor_node
+import nanoray
 from nanoray.ops.doctor_node import Node, code_hash, describe_node, own_versions, space_of
 
 HERE = Node("ab12", "here", "here", 2.0, 0, 2**30, "/tmp/ray")
@@ -26,7 +26,7 @@ def test_a_node_tells_its_versions_and_its_room():
 def test_a_changed_source_has_another_hash(monkeypatch, tmp_path: Path):
     def hash_of(text: str) -> str:
         (tmp_path / "step.py").write_text(text)
-        monkeypatch.setattr(doctor_node.nanoray, "__file__", str(tmp_path / "__init__.py"))
+        monkeypatch.setattr(nanoray, "__file__", str(tmp_path / "__init__.py"))
         code_hash.cache_clear()
         return code_hash()
 

@@ -80,7 +80,7 @@ def test_a_storage_that_the_driver_cannot_write_is_said(tmp_path: Path):
         pass
 
 
-class SlowFileSystem(LocalFileSystem):
+class SlowFileSystem(LocalFileSystem):  # type: ignore[misc]
     """Local files, a tenth of a second for each piece."""
 
     protocol = "slowtest"
