@@ -36,6 +36,7 @@ cluster.stop()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_nodes_without_a_token_are_asked_and_measured():
     """A head that trains nothing and two nodes; the tasks reserve no CPU of theirs."""
