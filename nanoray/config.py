@@ -82,6 +82,10 @@ class RunConfig:
     """How many of the newest checkpoints are kept."""
     keep_every: int | None = None
     """Keep, besides the newest, each checkpoint whose step is a multiple of this."""
+    max_cost: float | None = None
+    """Save and stop once the stage, in all its starts, has cost so many dollars."""
+    dollars_per_gpu_hour: float = 3.0
+    """Price of a GPU, or on CPUs of a worker."""
     num_steps: int | None = identity()
     """Length of the stage in steps; by default something else decides it."""
     device_batch_size: int | None = None
@@ -127,6 +131,8 @@ class RunConfig:
         for name in ("max_skipped_steps", "keep_last", "log_every"):
             require_positive(name, getattr(self, name))
         require_positive("hang_seconds", self.hang_seconds, least=5)
+        for name in ("max_cost", "dollars_per_gpu_hour"):
+            require_between(name, getattr(self, name) or 0.0, math.inf)
         for name in (
             "save_every",
             "keep_every",

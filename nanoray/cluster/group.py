@@ -25,6 +25,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanoray.cluster.connection import Resources
+from nanoray.cluster.deadline import Allowance, Deadline
 from nanoray.cluster.growth import NEVER_SECONDS, Growth
 from nanoray.cluster.monitor import Pulse, forward_logs, start_monitor
 from nanoray.cluster.recovery import Decision, Failure, RetryBudget, describe_failure, of_group
@@ -104,6 +105,8 @@ class Group:
     resources: Resources
     max_restarts: int
     hang_seconds: float
+    allowance: Allowance | None = None
+    """What the run may still take."""
 
 
 def run_on_workers(group: Group, folder: RunFolder, display: RunDisplay) -> object:
@@ -123,6 +126,8 @@ def run_on_workers(group: Group, folder: RunFolder, display: RunDisplay) -> obje
         Watchdog(monitor, group.hang_seconds).check,
         Growth(monitor, reservations, group.resources).check,
     ]
+    if group.allowance is not None:
+        guards.append(Deadline(monitor, group.allowance).check)
     with watch(monitor, display, guards, reservations):
         try:
             result: Any = trainer.fit()

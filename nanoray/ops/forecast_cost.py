@@ -138,14 +138,13 @@ def run_facts(config: PretrainConfig, machine: Machine) -> dict[str, Any]:  # An
         InputError: numbers that do not fit together.
     """
     on_gpu = machine.device != CPU
-    config = dataclasses.replace(config, num_workers=str(machine.num_workers))
-    decided = decide(config, on_gpu=on_gpu, dtype="bfloat16")
-    asked = PlanConfig(
-        pretrain=config,
-        gpu=machine.device,
-        mfu=1.0,
+    config = dataclasses.replace(
+        config,
+        num_workers=str(machine.num_workers),
         dollars_per_gpu_hour=machine.dollars_per_hour or 0.0,
     )
+    decided = decide(config, on_gpu=on_gpu, dtype="bfloat16")
+    asked = PlanConfig(pretrain=config, gpu=machine.device, mfu=1.0)
     facts = plan_facts(decided, asked, machine.flops_per_second.value)
     if not on_gpu:
         # The estimate counts what a GPU holds in bf16.

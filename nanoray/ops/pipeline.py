@@ -129,7 +129,7 @@ def stage_config(config: PipelineConfig, stage: str, run: str, storage: str) -> 
     names = {f.name for f in dataclasses.fields(own)}
     shared = {
         name: getattr(config, name)
-        for name in ("depth", "hub_dir", "words", "identity_file")
+        for name in ("depth", "hub_dir", "words", "identity_file", "dollars_per_gpu_hour")
         if name in names and getattr(config, name) is not None
     }
     return dataclasses.replace(own, run=run, storage=storage, **shared)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from nanoray.config import InputError, require_positive, worker_range
+from nanoray.config import InputError, worker_range
 from nanoray.data.datasets import BYTES_PER_TOKEN, DATASETS, shards_for
 from nanoray.model.memory import memory_per_gpu
 from nanoray.model.scaling import flops_per_token, gpu_peak_flops, num_parameters
@@ -39,15 +39,12 @@ class PlanConfig:
     """Kind of GPU, by its name: h100, h200, a100, b200, ..."""
     mfu: float = 0.474
     """Model FLOPs utilization that is expected; d34 had 0.474 on H100."""
-    dollars_per_gpu_hour: float = 3.0
-    """Price."""
     json: bool = False
     """Print JSON only."""
 
     def __post_init__(self) -> None:
         if not 0 < self.mfu <= 1:
             raise InputError(f"--mfu {self.mfu} is not a utilization. Give a number from 0 to 1.")
-        require_positive("dollars_per_gpu_hour", self.dollars_per_gpu_hour, least=0)
 
 
 def plan(config: PlanConfig) -> str:
@@ -107,7 +104,7 @@ def plan_facts(run: PretrainConfig, config: PlanConfig, peak: float) -> dict[str
         "tokens_per_second": length.tokens / seconds,
         "seconds_per_step": seconds / length.num_steps,
         "hours": seconds / 3600,
-        "dollars": seconds / 3600 * workers * config.dollars_per_gpu_hour,
+        "dollars": seconds / 3600 * workers * run.dollars_per_gpu_hour,
         "dataset": dataset,
         "data_shards": len(shards),
         "data_bytes": len(shards) * DATASETS[dataset].file_bytes_per_shard,

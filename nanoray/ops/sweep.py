@@ -190,6 +190,7 @@ def find_trials(
         data=manifest.root,
         tokenizer=run.tokenizer_address,
         unit_cache=f"{run}/units",
+        max_cost=None,
         cpus_per_worker=slots.cpus_per_worker,
         threads_per_worker=slots.threads_per_worker,
         wandb_group=base.wandb_group or run.run,
@@ -239,7 +240,7 @@ def train(
         paid = [trial for trial in trials if trial.name in chosen or is_done(trial)]
         for trial in left:
             if trial.name not in chosen:
-                write_outcome(trial, Status.STOPPED, f"--max-flops {config.max_flops:g} are spent")
+                write_outcome(trial, Status.STOPPED, f"--max-flops {config.max_flops:g} is spent")
     admission = start_admission(slots.total(config.grid.depths))
     view = SweepView(
         known, admission, slots.device, most_seconds=config.most_seconds, budget=config.budget

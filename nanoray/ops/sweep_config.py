@@ -20,7 +20,7 @@ class SweepConfig:
     pretrain: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(
         default_factory=PretrainConfig
     )
-    """What the trials have in common."""
+    """What the trials have in common; --max-cost is for all of them together."""
     depths: str | None = None
     """Depths of the models, as in 4,6,8."""
     ratios: str | None = None
@@ -39,25 +39,17 @@ class SweepConfig:
     """Train only as many trials as this pays for, the cheapest first."""
     max_worker_hours: float | None = None
     """Stop once the workers of all trials, GPUs if there are any, have taken this long."""
-    max_dollars: float | None = None
-    """Stop once they have cost this much."""
-    dollars_per_gpu_hour: float = 3.0
-    """Price."""
     compare: tuple[str, str] | None = None
     """Train nothing, and compare two sweeps of this storage: how much compute is B's worth of A."""
 
     def __post_init__(self) -> None:
         require_positive("trials_at_once", self.trials_at_once)
-        for name in ("max_flops", "max_worker_hours", "max_dollars"):
+        for name in ("max_flops", "max_worker_hours"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(
                     f"{flag(name)} {value:g} pays for nothing. Give more, or leave it."
                 )
-        if not self.dollars_per_gpu_hour > 0:
-            raise InputError(
-                f"--dollars-per-gpu-hour {self.dollars_per_gpu_hour:g} is no price. Give more."
-            )
         if self.compare is not None:
             return
         if self.depths is None or (self.ratios is None) == (self.flops is None):
@@ -89,14 +81,15 @@ class SweepConfig:
     @property
     def budget(self) -> str:
         """Say what the workers' time is bounded by, as it was given."""
-        names = ("max_worker_hours", "max_dollars")
-        given = [f"{flag(name)} {getattr(self, name):g}" for name in names if getattr(self, name)]
+        found = {"max_worker_hours": self.max_worker_hours, "max_cost": self.pretrain.max_cost}
+        given = [f"{flag(name)} {value:g}" for name, value in found.items() if value is not None]
         return " and ".join(given)
 
     @property
     def most_seconds(self) -> float | None:
         """Time of workers that may be spent."""
         hours = [] if self.max_worker_hours is None else [self.max_worker_hours]
-        if self.max_dollars is not None:
-            hours.append(self.max_dollars / self.dollars_per_gpu_hour)
+        price = self.pretrain.dollars_per_gpu_hour
+        if self.pretrain.max_cost is not None and price > 0:
+            hours.append(self.pretrain.max_cost / price)
         return 3600 * min(hours) if hours else None

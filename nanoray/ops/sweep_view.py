@@ -84,7 +84,7 @@ class SweepView:
         spent = sum(shown.seconds for shown in self.shown.values())
         if self.most_seconds is not None and spent >= self.most_seconds and not self.is_spent:
             self.is_spent = True
-            self._stop(inside, f"{self.budget} are spent")
+            self._stop(inside, f"{self.budget} is spent")
 
     def _stop(self, inside: Iterable[str], why: str) -> None:
         """Let those that train save and stop, and nobody else begin."""

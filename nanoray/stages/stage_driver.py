@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from nanoray.cluster import connection
+from nanoray.cluster.deadline import Allowance
 from nanoray.cluster.group import Group, run_on_workers
 from nanoray.config import (
     InputError,
@@ -23,6 +24,7 @@ from nanoray.data.blocks import layout_for
 from nanoray.data.feed import start_pacer
 from nanoray.data.plan import DataPlan
 from nanoray.events import DONE, INTERRUPTED, append_event
+from nanoray.goodput import read_account
 from nanoray.progress import RunDisplay
 from nanoray.stages.plan_feed import PlanFeed
 from nanoray.stages.pretrain_config import checkpoint_bytes
@@ -206,6 +208,7 @@ def train_on_cluster(job: TrainingJob) -> None:
         resources=job.resources,
         max_restarts=job.config.max_restarts,
         hang_seconds=job.config.hang_seconds,
+        allowance=allowance_of(job),
     )
     with recorded(job.folder, job.config.storage_patience_seconds):
         result = run_on_workers(group, job.folder.run, display)
@@ -220,6 +223,27 @@ def train_on_cluster(job: TrainingJob) -> None:
         job.folder.run.mark_done(job.stage)
 
     with_patience(mark, job.config.storage_patience_seconds, str(job.folder))
+
+
+def allowance_of(job: TrainingJob) -> Allowance | None:
+    """Say for how long the stage may still hold its workers.
+
+    Raises:
+        InputError: its money is spent already.
+    """
+    config, workers = job.config, job.resources.num_workers[1]
+    price = workers * config.dollars_per_gpu_hour / 3600
+    if config.max_cost is None or not price:
+        return None
+    account = read_account(job.folder)
+    cost = price * (account.total - account.seconds["stopped"])
+    if cost >= config.max_cost:
+        raise InputError(
+            f"--max-cost {config.max_cost:g} is spent: {job.folder} has cost ${cost:.2f} so far. "
+            "Give more to go on."
+        )
+    told = f"--max-cost {config.max_cost:g} is spent"
+    return Allowance((config.max_cost - cost) / price, told)
 
 
 @contextlib.contextmanager

@@ -61,7 +61,6 @@ def test_a_person_reads_the_same_numbers_without_json() -> None:
         ({"gpu": "abacus"}, "--gpu abacus is not in the table"),
         ({"mfu": 0.0}, "--mfu 0.0 is not a utilization"),
         ({"mfu": 1.5}, "--mfu 1.5 is not a utilization"),
-        ({"dollars_per_gpu_hour": -1.0}, "--dollars-per-gpu-hour -1.0"),
     ],
 )
 def test_what_cannot_be_planned_is_named(fields: dict[str, float], sentence: str) -> None:

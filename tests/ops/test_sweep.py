@@ -97,7 +97,7 @@ def test_a_trial_that_cannot_train_is_named_and_costs_the_others_nothing(
     assert code == 0, output
     cheap, dear = read_trials(str(tmp_path / "s"))
     assert (cheap.status, dear.status) == (Status.DONE, Status.STOPPED)
-    assert f"{dear.name}: stopped. --max-flops 5e+09 are spent" in output
+    assert f"{dear.name}: stopped. --max-flops 5e+09 is spent" in output
 
     save_tokenizer(tiny_tokenizer(), str(tmp_path / "s" / dear.name / "tokenizer.json"))
     code, output = run_job("sweep.py", *command(tmp_path, "s", *axes), env=env, timeout=400)
@@ -194,7 +194,7 @@ def test_a_budget_of_hours_saves_and_stops_and_the_sweep_goes_on_with_more(
     rows = read_trials(str(tmp_path / "s"))
     stopped = [row for row in rows if row.status is Status.STOPPED]
     assert len(stopped) == 2
-    assert "--max-worker-hours 0.01 are spent" in output
+    assert "--max-worker-hours 0.01 is spent" in output
     begun = [r.name for r in rows if (tmp_path / "s" / r.name / "pretrain/checkpoints").exists()]
     assert len(begun) == 1
     steps = current_step(tmp_path / "s", begun[0])

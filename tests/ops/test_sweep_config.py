@@ -32,8 +32,7 @@ def test_one_seed_may_be_given_as_for_a_single_run() -> None:
         ({"depths": "4"}, "--ratios"),
         ({"depths": "4", "ratios": "5", "flops": "1e18"}, "--flops"),
         ({"depths": "4", "ratios": "5", "max_flops": 0.0}, "--max-flops 0 pays for nothing"),
-        ({"depths": "4", "ratios": "5", "max_dollars": -1.0}, "--max-dollars -1"),
-        ({"depths": "4", "ratios": "5", "dollars_per_gpu_hour": 0.0}, "no price"),
+        ({"depths": "4", "ratios": "5", "max_worker_hours": -1.0}, "--max-worker-hours -1"),
         ({"depths": "4", "ratios": "5", "trials_at_once": 0}, "--trials-at-once 0"),
         (
             {"depths": "4", "ratios": "5", "pretrain": PretrainConfig(num_workers="2:8")},
@@ -56,11 +55,11 @@ def test_two_sweeps_are_compared_without_axes() -> None:
     [
         ({}, None, ""),
         ({"max_worker_hours": 2.0}, 7200.0, "--max-worker-hours 2"),
-        ({"max_dollars": 30.0}, 36_000.0, "--max-dollars 30"),
+        ({"pretrain": PretrainConfig(max_cost=30.0)}, 36_000.0, "--max-cost 30"),
         (
-            {"max_worker_hours": 2.0, "max_dollars": 3.0},
+            {"max_worker_hours": 2.0, "pretrain": PretrainConfig(max_cost=3.0)},
             3600.0,
-            "--max-worker-hours 2 and --max-dollars 3",
+            "--max-worker-hours 2 and --max-cost 3",
         ),
     ],
 )
