@@ -41,8 +41,12 @@ def known_address() -> str | None:
     return os.environ.get("RAY_ADDRESS") or started_cluster()
 
 
-def connect(address: str | None = None) -> None:
+def connect(address: str | None = None, *, least_cpus: int = 2) -> None:
     """Connect to an address, by default to `known_address`, or start a local cluster.
+
+    Args:
+        address: of the cluster.
+        least_cpus: logical ones of a local cluster, whatever the machine has.
 
     Raises:
         InputError: nobody answers, or the cluster does not take our token.
@@ -64,7 +68,7 @@ def connect(address: str | None = None) -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(
             address="local",
-            num_cpus=max(2, os.cpu_count() or 1),
+            num_cpus=max(least_cpus, os.cpu_count() or 1),
             object_store_memory=LOCAL_OBJECT_STORE_BYTES,
             dashboard_host="127.0.0.1",
             **quiet,

@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import io
 import logging
+import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -58,7 +60,8 @@ def sweep(config: SweepConfig, measure: Measure) -> str:
         InputError: something the user gave does not work out; no trial has begun then.
     """
     storage = connection.absolute_address(config.pretrain.storage or "runs")
-    connection.connect()
+    # Each trial at a time needs a CPU for its workers and one for its stream, logical ones.
+    connection.connect(least_cpus=2 * (config.trials_at_once or 1))
     run = RunFolder(storage, config.pretrain.run or "sweep")
     slots = find_slots(config)
     base = begun_base(config.pretrain, run)
@@ -109,23 +112,26 @@ def find_slots(config: SweepConfig) -> Slots:
     asked = worker_range(config.pretrain.num_workers)
     workers = asked[0] if asked else None
     depths = config.grid.depths
+    smallest = workers or min(workers_for(depth, gpus or 1) for depth in depths)
+    at_once = config.trials_at_once or max(1, gpus // smallest)
+    together = gpus or at_once * smallest
+    # Ray Data takes whole CPUs: with less than one for each stream, none of them would begin.
+    share = math.floor(16 * (cpus - at_once * STREAM_CPUS) / together) / 16
     if gpus:
-        smallest = workers or min(workers_for(depth, gpus) for depth in depths)
-        at_once = config.trials_at_once or max(1, gpus // smallest)
-        share = min(connection.GPU_WORKER_CPUS, (cpus - at_once * STREAM_CPUS) / gpus)
-        threads = None
-    else:
-        at_once = config.trials_at_once or 1
-        share = (cpus - STREAM_CPUS) / (at_once * (workers or 1))
-        threads = config.pretrain.threads_per_worker or max(
-            1, int(cpus) // (at_once * (workers or 1))
-        )
-    share = config.pretrain.cpus_per_worker or int(share * 16) / 16
-    if share < LEAST_CPUS_PER_WORKER or (workers or 1) > (gpus or cpus):
+        share = min(connection.GPU_WORKER_CPUS, share)
+    share = config.pretrain.cpus_per_worker or share
+    needed = max(share, LEAST_CPUS_PER_WORKER) * together + at_once * STREAM_CPUS
+    if needed > cpus or (gpus and smallest > gpus):
         raise NotEnoughResourcesError(
-            f"{at_once} trial(s) at once with {workers or 1} worker(s) each do not fit on "
-            f"{gpus or cpus:g} {'GPUs' if gpus else 'CPUs'}. Give fewer of one."
+            f"{at_once} trial(s) at once with {smallest} worker(s) each, and a CPU for the stream "
+            f"of each, need {needed:g} CPUs{f' and {smallest} GPUs' if gpus else ''}, and the "
+            f"cluster has {cpus:g}{f' and {gpus}' if gpus else ''}. Give fewer --trials-at-once, "
+            "fewer --num-workers, or fewer --cpus-per-worker."
         )
+    cores = min(int(cpus), os.cpu_count() or 1)
+    threads = config.pretrain.threads_per_worker
+    if not gpus:
+        threads = threads or max(1, cores // (at_once * smallest))
     return Slots(gpus, at_once, workers, share, threads, device_name(gpus))
 
 

@@ -34,7 +34,8 @@ class SweepConfig:
     core: bool = False
     """Measure CORE of every trial."""
     trials_at_once: int | None = None
-    """Trials that train at a time; by default as many as the GPUs hold, and one on CPUs."""
+    """Trials that train at a time; by default as many as the GPUs hold, and one on CPUs. On a
+    machine without a cluster, a local one gets logical CPUs for as many."""
     max_flops: float | None = None
     """Train only as many trials as this pays for, the cheapest first."""
     max_worker_hours: float | None = None

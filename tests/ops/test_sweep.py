@@ -108,6 +108,53 @@ def test_a_trial_that_cannot_train_is_named_and_costs_the_others_nothing(
     assert f"{dear.name}: failed" in output
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_two_trials_at_a_time_both_get_on(tmp_path: Path) -> None:
+    """Without a cluster, as on a laptop: their streams once shared a CPU, and neither began."""
+    axes = ("--depths", 1, "--ratios", "0.1,0.2", "--trials-at-once", 2)
+    flags = command(tmp_path, "s", *axes)
+    at = flags.index("--cpus-per-worker")
+    del flags[at : at + 2]
+
+    code, output = run_job("sweep.py", *flags, env={"RAY_ADDRESS": ""}, timeout=400)
+
+    assert code == 0, output
+    rows = read_trials(str(tmp_path / "s"))
+    assert [row.status for row in rows] == [Status.DONE] * 2
+    began, ended = (
+        [
+            next(e["time"] for e in events if e["event"] == name)
+            for events in (
+                [json.loads(line) for line in path.read_text().splitlines()]
+                for path in sorted((tmp_path / "s").glob("d*/pretrain/events.jsonl"))
+            )
+        ]
+        for name in ("begin", "stop")
+    )
+    assert max(began) < min(ended)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--trials-at-once", 9), "9 trial(s) at once with 1 worker(s) each"),
+        (("--num-workers", 70), "1 trial(s) at once with 70 worker(s) each"),
+    ],
+)
+@pytest.mark.cluster
+def test_more_than_the_cluster_holds_is_said_at_once(
+    ray_cluster: Cluster, tmp_path: Path, flags: tuple[object, ...], told: str
+) -> None:
+    axes = ("--depths", 1, "--ratios", "0.05")
+    code, output = run_job(
+        "sweep.py", *command(tmp_path, "s", *axes, *flags), env=ray_cluster.environment()
+    )
+
+    assert code == 2, output
+    assert told in output
+
+
 @pytest.mark.cluster
 def test_another_setting_for_all_trials_is_another_sweep(
     ray_cluster: Cluster, tmp_path: Path
