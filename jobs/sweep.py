@@ -9,9 +9,10 @@ trained.
 """
 
 from evals.evaluate import EvaluateConfig, evaluate
+from evals.exam_plan import plan_exams
 from nanoray.config import run_job
 from nanoray.ops.compare import compare_sweeps
-from nanoray.ops.sweep import sweep
+from nanoray.ops.sweep import Exams, sweep
 from nanoray.ops.sweep_config import SweepConfig
 
 
@@ -19,7 +20,11 @@ def run(config: SweepConfig) -> str:
     """Compare two sweeps, or run one."""
     if config.compare is not None:
         return compare_sweeps(config)
-    return sweep(config, lambda asked: evaluate(EvaluateConfig(**asked)))
+    exams = Exams(
+        check=lambda asked: plan_exams(EvaluateConfig(**asked)),
+        measure=lambda asked: evaluate(EvaluateConfig(**asked)),
+    )
+    return sweep(config, exams)
 
 
 if __name__ == "__main__":

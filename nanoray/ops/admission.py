@@ -56,6 +56,10 @@ class Admission:
             self.closed = self.closed or why
             self.changed.notify_all()
 
+    async def why_over(self) -> str:
+        """Say why nobody trains and nobody will any more; empty as long as somebody may."""
+        return "" if self.inside else self.closed
+
     async def names_inside(self) -> list[str]:
         """List the trials that train."""
         return list(self.inside)

@@ -21,6 +21,7 @@ from nanoray.data.manifest import Manifest, check_unchanged, make_manifest
 from nanoray.ops.admission import start_admission
 from nanoray.ops.sweep_config import SweepConfig
 from nanoray.ops.sweep_view import Shown, SweepView, as_table, look_at
+from nanoray.ops.trial_branch import steps_taken_over
 from nanoray.ops.trial_rows import folder_of, is_done, write_outcome
 from nanoray.ops.trial_table import TABLE_FILE, Status, TrialRow, write_trials
 from nanoray.ops.trials import (
@@ -41,17 +42,20 @@ from nanoray.text.tokenizer_file import save_tokenizer
 
 logger = logging.getLogger(__name__)
 
-Measure = Callable[[dict[str, Any]], object]  # Any: settings of jobs/evaluate.py
-
 SWEEP_FILE = "sweep.json"
 
 
-def sweep(config: SweepConfig, measure: Measure) -> str:
-    """Run a sweep, or what is left of it.
+@dataclasses.dataclass(frozen=True)
+class Exams:
+    """How trials are measured, by the job; both are given the settings of jobs/evaluate.py."""
 
-    Args:
-        config: what the user gave.
-        measure: evaluates a model, given the settings of jobs/evaluate.py.
+    check: Callable[[dict[str, Any]], object]  # Any: settings of different types
+    """Reads the questions, and raises what it would raise hours later."""
+    measure: Callable[[dict[str, Any]], object]  # Any: as above
+
+
+def sweep(config: SweepConfig, exams: Exams) -> str:
+    """Run a sweep, or what is left of it.
 
     Returns:
         The table of all trials, and what is worth knowing of it.
@@ -67,11 +71,14 @@ def sweep(config: SweepConfig, measure: Measure) -> str:
     base = begun_base(config.pretrain, run)
     manifest = find_manifest(config, base, run, storage)
     trials = find_trials(config, base, run, manifest, slots)
+    if config.core:
+        exams.check(exam_of(config, run, trials[0]))
     logger.info("%s: %s", run, describe_grid(config.grid, trials))
     known = remember(run, base, trials)
     train(config, run, trials, known, slots)
-    if config.core:
-        measure_core(config, run, trials, measure)
+    for trial in trials:
+        if config.core and is_done(trial):  # what is measured already is not again
+            exams.measure(exam_of(config, run, trial))
     shown = [look_at(trial, slots.device) for trial in known]
     rows = [one.row for one in shown]
     write_trials(str(run), rows)
@@ -240,7 +247,7 @@ def train(
             write_json(folder.fs, folder.path("manifest.json"), manifest)
     paid = trials
     if config.max_flops is not None:
-        done = sum(trial.length.flops for trial in known if is_done(trial))
+        done = sum(map(flops_spent, known))
         left = [trial for trial in trials if not is_done(trial)]
         chosen = affordable(left, config.max_flops - done)
         paid = [trial for trial in trials if trial.name in chosen or is_done(trial)]
@@ -258,20 +265,23 @@ def train(
             run_trials([t for t in paid if (t.trunk is not None) is is_branch], run, pool)
 
 
-def measure_core(
-    config: SweepConfig, run: RunFolder, trials: list[Trial], measure: Measure
-) -> None:
-    """Measure CORE of every trial that is done; what is measured already is not again."""
-    base = config.pretrain
-    for trial in trials:
-        if is_done(trial):
-            asked: dict[str, Any] = {
-                "run": trial.name,
-                "storage": str(run),
-                "tasks": "core",
-            }  # Any: flags
-            asked |= {"max_per_task": base.core_max_per_task, "eval_bundle": base.eval_bundle}
-            measure(asked)
+def exam_of(config: SweepConfig, run: RunFolder, trial: Trial) -> dict[str, Any]:  # Any: flags
+    """Say how a trial's last step is measured."""
+    return {
+        "run": trial.name,
+        "storage": str(run),
+        "tasks": "core",
+        "max_per_task": config.pretrain.core_max_per_task,
+        "eval_bundle": config.pretrain.eval_bundle,
+    }
+
+
+def flops_spent(trial: Trial) -> float:
+    """Count what a trial that is done has computed itself."""
+    if not is_done(trial):
+        return 0.0
+    taken_over = steps_taken_over(folder_of(trial))
+    return trial.length.flops * (1 - taken_over / trial.length.num_steps)
 
 
 def as_csv(rows: list[TrialRow]) -> str:
@@ -302,5 +312,8 @@ def told(run: RunFolder, shown: list[Shown]) -> str:
         )
     lines.append(f"\ntable: {run}/{TABLE_FILE}, trials.csv")
     if len(depths) > 1:
-        lines.append(f"forecast: python jobs/forecast.py {run.run} --depth 34 --ratio 40")
+        lines.append(
+            f"forecast: python jobs/forecast.py {run.run} --storage {run.storage} --depth 34 "
+            "--ratio 40"
+        )
     return "\n".join(lines)

@@ -20,7 +20,13 @@ from nanoray.cluster.reservations import Reservations
 from nanoray.config import InputError, RunFailedError, RunStoppedError
 from nanoray.data.feed import Actor
 from nanoray.ops.trial_branch import take_over
-from nanoray.ops.trial_rows import folder_of, forget_outcome, is_done, write_outcome
+from nanoray.ops.trial_rows import (
+    folder_of,
+    forget_outcome,
+    is_done,
+    read_outcome,
+    write_outcome,
+)
 from nanoray.ops.trial_table import Status
 from nanoray.ops.trials import Trial
 from nanoray.stages.pretrain import pretrain
@@ -50,6 +56,21 @@ class Pool:
     """Of a driver whose node was lost."""
 
 
+class Over(tune.Stopper):
+    """Ends a sweep without starting the driver of every trial that could not train any more."""
+
+    def __init__(self, admission: Actor) -> None:
+        self.admission = admission
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # Any: Tune's
+        """Let each trial come to its own end."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Say whether the sweep is over."""
+        return bool(ray.get(self.admission.why_over.remote()))
+
+
 def run_trials(trials: list[Trial], folder: RunFolder, pool: Pool) -> None:
     """Run trials until each is done, or has failed for good.
 
@@ -58,7 +79,7 @@ def run_trials(trials: list[Trial], folder: RunFolder, pool: Pool) -> None:
             started again.
     """
     left = [trial for trial in trials if not is_done(trial)]
-    if not left:
+    if not left or stop_waiting(left, pool.admission):
         return
     for trial in left:
         forget_outcome(trial)
@@ -84,6 +105,7 @@ def run_trials(trials: list[Trial], folder: RunFolder, pool: Pool) -> None:
             if is_local(folder.fs)
             else PyFileSystem(FSSpecHandler(folder.fs)),
             failure_config=tune.FailureConfig(max_failures=pool.max_restarts),
+            stop=Over(pool.admission),
             verbose=0,
         ),
     )
@@ -93,6 +115,16 @@ def run_trials(trials: list[Trial], folder: RunFolder, pool: Pool) -> None:
         if result.error is not None and not is_done(trial):
             ray.get(pool.admission.leave.remote(trial.name))
             write_outcome(trial, Status.FAILED, f"its driver was lost: {last_line(result.error)}")
+    stop_waiting(left, pool.admission)
+
+
+def stop_waiting(trials: list[Trial], admission: Actor) -> bool:
+    """Say whether nobody will train any more, and note why of all trials that wait."""
+    why: str = ray.get(admission.why_over.remote())
+    for trial in trials:
+        if why and read_outcome(trial)[0] is Status.WAITING:
+            write_outcome(trial, Status.STOPPED, why)
+    return bool(why)
 
 
 def drive_trial(trial: Trial, admission: Actor) -> dict[str, str]:

@@ -76,6 +76,10 @@ def test_when_it_is_closed_nobody_goes_in_and_all_hear_why() -> None:
         await settled()
         await admission.close("the money is spent")
         await admission.close("later")
-        return [await waiting, await admission.enter("c", 1), *await admission.names_inside()]
+        assert await admission.why_over() == ""
+        told = [await waiting, await admission.enter("c", 1), *await admission.names_inside()]
+        await admission.leave("a")
+        return [*told, await admission.why_over()]
 
-    assert asyncio.run(story()) == ["the money is spent", "the money is spent", "a"]
+    why = "the money is spent"
+    assert asyncio.run(story()) == [why, why, "a", why]
