@@ -38,6 +38,7 @@ FLOORS: dict[str, int] = {
 
 MAY_IMPORT_RAY = [
     "nanoray/cluster/connection.py",
+    "nanoray/cluster/gauges.py",
     "nanoray/cluster/group.py",
     "nanoray/cluster/growth.py",
     "nanoray/cluster/monitor.py",

@@ -26,6 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanoray.cluster.connection import Resources
 from nanoray.cluster.deadline import Allowance, Deadline
+from nanoray.cluster.gauges import FailureCounter, RunGauges
 from nanoray.cluster.growth import NEVER_SECONDS, Growth
 from nanoray.cluster.monitor import Pulse, forward_logs, start_monitor
 from nanoray.cluster.recovery import Decision, Failure, RetryBudget, describe_failure, of_group
@@ -89,6 +90,8 @@ class RayWorld:
 class Group:
     """What a group of workers does."""
 
+    stage: str
+    """Of the run, for its metrics."""
     worker: Callable[[RayWorld, DataIterator], object]
     """Called in every worker with its part of the stream; what rank 0 returns is the result."""
     begin: Callable[[int], Dataset]
@@ -128,7 +131,8 @@ def run_on_workers(group: Group, folder: RunFolder, display: RunDisplay) -> obje
     ]
     if group.allowance is not None:
         guards.append(Deadline(monitor, group.allowance).check)
-    with watch(monitor, display, guards, reservations):
+    gauges = RunGauges(folder.run, group.stage)
+    with watch(monitor, [display.show, gauges.show], display, guards, reservations):
         try:
             result: Any = trainer.fit()
             return result.return_value
@@ -171,7 +175,7 @@ def make_trainer(group: Group, folder: RunFolder, own: str, monitor: Actor) -> T
             failure_config=FailureConfig(max_failures=-1),
             callbacks=[news],
         ),
-        datasets={"train": _begin_function(group, monitor)},
+        datasets={"train": _begin_function(group, monitor, folder.run)},
         dataset_config=DataConfig(
             execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
         ),
@@ -239,7 +243,7 @@ def _worker_function(group: Group, monitor: Actor) -> Callable[[], object]:
     return run
 
 
-def _begin_function(group: Group, monitor: Actor) -> Callable[[], Dataset]:
+def _begin_function(group: Group, monitor: Actor, run: str) -> Callable[[], Dataset]:
     """Wrap `begin`, which runs in Ray Train's controller: it decides on every start.
 
     An error in here ends the run, whatever Ray's own budgets say.
@@ -259,6 +263,7 @@ def _begin_function(group: Group, monitor: Actor) -> Callable[[], Dataset]:
                 failure = of_group(failures)
                 decision = budget.decide(failure, group.newest_step())
                 logger.warning("%s", decision.line)
+                FailureCounter(run, group.stage).count(failure.cause.value)
                 group.record(failure, decision)
                 if not decision.again:
                     raise ray.get(monitor.finished.remote()) or RunFailedError(
@@ -292,6 +297,7 @@ def on_this_node() -> NodeAffinitySchedulingStrategy:
 @contextlib.contextmanager
 def watch(
     monitor: Actor,
+    listeners: list[Callable[[dict[str, Any]], None]],  # Any: JSON
     display: RunDisplay,
     guards: list[Callable[[], None]],
     reservations: Reservations,
@@ -305,7 +311,8 @@ def watch(
             display.log(line)
         for values in steps:
             reservations.record()
-            display.show(values)
+            for listen in listeners:
+                listen(values)
 
     def loop() -> None:
         # A cluster that has gone is reported by `fit`, which raises in the main thread.

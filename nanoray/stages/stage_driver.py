@@ -199,6 +199,7 @@ def train_on_cluster(job: TrainingJob) -> None:
     """Run the workers until the last step is saved."""
     display = RunDisplay(job.num_steps, log_every=job.config.log_every)
     group = Group(
+        stage=job.stage,
         worker=job.work,
         begin=job.begin,
         newest_step=job.newest_step,

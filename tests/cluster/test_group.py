@@ -94,6 +94,7 @@ class Ran:
 def run(story: Story, max_restarts: int = 5) -> Ran:
     shown = io.StringIO()
     group = Group(
+        stage="pretrain",
         worker=story.work,
         begin=story.begin,
         pacer=start_pacer(LAYOUT, 2, 1),
