@@ -40,7 +40,7 @@ def test_what_needs_a_cloud_is_marked():
         and not re.search(r"\(needs (a cloud|a cluster|Slurm)\)", section.splitlines()[0])
     }
 
-    assert len(sections) == 7
+    assert len(sections) > 6
     assert unmarked == set()
 
 
