@@ -45,6 +45,7 @@ def test_workers_are_asked_to_stop_once_when_the_time_is_over(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_run_whose_money_is_spent_saves_and_goes_on_with_more(
     ray_cluster: Cluster, tmp_path: Path

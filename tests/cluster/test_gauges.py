@@ -1,7 +1,6 @@
 """What Prometheus hears of a run."""
 
 import time
-from pathlib import Path
 
 import httpx
 import pytest
@@ -9,11 +8,9 @@ import ray
 from prometheus_client.parser import text_string_to_metric_families
 
 from nanoray.cluster.gauges import FAILURES, GAUGES, SPENT, FailureCounter, RunGauges, exported
-from nanoray.metrics import read_metrics
 from nanoray.plots import PLOTS
-from nanoray.storage import RunFolder
 from tests.driver import connected
-from tests.running import TINY, Cluster, run_job, small_corpus
+from tests.running import Cluster
 
 LONGEST_WAIT_SECONDS = 60.0
 """Ray sends its metrics every ten seconds."""
@@ -59,19 +56,6 @@ def test_prometheus_hears_of_steps_and_failures(ray_cluster: Cluster) -> None:
         (f"ray_{SPENT}", "sft", "productive"): 3.0,
         (f"ray_{FAILURES}_total", "sft", "hang"): 2.0,
     }
-
-
-@pytest.mark.cluster
-def test_a_run_that_trains_is_heard_of(ray_cluster: Cluster, tmp_path: Path) -> None:
-    flags = [*TINY, "--storage", tmp_path, "--data", small_corpus(tmp_path / "data")]
-    code, output = run_job(
-        "pretrain.py", "--run", "measured", *flags, "--num-steps", 8, env=ray_cluster.environment()
-    )
-    assert code == 0, output
-
-    folder = RunFolder(str(tmp_path), "measured").stage("pretrain")
-    last = read_metrics(folder.fs, folder.path("metrics.jsonl"))[-1]
-    assert set(last) >= {name for name in GAUGES if not name.startswith(("rl", "validation/pass"))}
 
 
 def test_what_a_report_shows_is_exported() -> None:

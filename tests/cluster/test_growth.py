@@ -10,6 +10,7 @@ from nanoray.cluster.growth import LOOK_SECONDS, Growth, count_workers
 from nanoray.cluster.monitor import Beat, start_monitor
 from nanoray.cluster.reservations import Reservations
 from nanoray.storage import RunFolder
+from nanoray.train.world import Wish
 from tests.cluster.test_reservations import reserve
 from tests.driver import connected
 from tests.running import Cluster
@@ -65,7 +66,9 @@ def test_a_group_smaller_than_its_room_is_asked_once(ray_connection, tmp_path):
     growth.looked -= LOOK_SECONDS
     growth.check()
 
-    assert told == [True, False, False], "a group that came back as small is left alone"
+    assert told == [Wish.GROW, Wish.NONE, Wish.NONE], (
+        "a group that came back as small is left alone"
+    )
     assert not ray.get(monitor.beat.remote(beat_of(0))), "two workers are all there is room for"
 
 

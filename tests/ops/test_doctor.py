@@ -128,6 +128,7 @@ def test_a_wrong_tokenizer_and_a_missing_shard_are_found(
     assert found["storage"]["status"] == Status.OK
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_little_room_and_wrong_settings_are_found_together(cluster: Cluster, small_disk: Path):
     flags = ("--quick", "--storage", small_disk, "--depth", 3, "--head-dim", 128)
@@ -141,6 +142,7 @@ def test_little_room_and_wrong_settings_are_found_together(cluster: Cluster, sma
     assert list(small_disk.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_slow_storage_and_too_many_workers_are_found(cluster: Cluster, tmp_path: Path):
     """Some 3 MB/s on a real filesystem of fsspec, in every process of the cluster."""
@@ -204,6 +206,7 @@ def test_a_node_that_sees_another_storage_and_other_data_is_named(
     assert list(storage.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_device_batch_that_cannot_fit_is_found_without_being_tried(
     cluster: Cluster, tmp_path: Path
@@ -223,6 +226,7 @@ def test_a_device_batch_that_cannot_fit_is_found_without_being_tried(
     assert found["memory"]["remedy"].startswith("Give --device-batch-size ")
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_an_interrupted_doctor_leaves_nothing_in_the_storage(cluster: Cluster, tmp_path: Path):
     storage = tmp_path / "runs"
