@@ -75,15 +75,21 @@ def sweep(config: SweepConfig, exams: Exams) -> str:
         exams.check(exam_of(config, run, trials[0]))
     logger.info("%s: %s", run, describe_grid(config.grid, trials))
     known = remember(run, base, trials)
-    train(config, run, trials, known, slots)
-    for trial in trials:
-        if config.core and is_done(trial):  # what is measured already is not again
-            exams.measure(exam_of(config, run, trial))
-    shown = [look_at(trial, slots.device) for trial in known]
-    rows = [one.row for one in shown]
+    try:
+        train(config, run, trials, known, slots)
+        for trial in trials:
+            if config.core and is_done(trial):  # what is measured already is not again
+                exams.measure(exam_of(config, run, trial))
+    finally:  # what there is of a sweep that was interrupted can be forecast from, too
+        shown = [look_at(trial, slots.device) for trial in known]
+        write_table(run, [one.row for one in shown])
+    return told(run, shown)
+
+
+def write_table(run: RunFolder, rows: list[TrialRow]) -> None:
+    """Write the table of all trials, for the forecast and for a spreadsheet."""
     write_trials(str(run), rows)
     write_file(run.fs, run.path("trials.csv"), as_csv(rows).encode())
-    return told(run, shown)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +163,8 @@ def begun_base(asked: PretrainConfig, run: RunFolder) -> PretrainConfig:
     """
     saved = read_json(run.fs, run.path(SWEEP_FILE))
     base = dataclasses.replace(asked, seed=PretrainConfig.seed)
-    if saved is None:
-        return base
+    if saved is None:  # another machine that goes on with the sweep may have another default
+        return dataclasses.replace(base, dtype=base.dtype or default_dtype())
     try:
         return continue_config(from_json(PretrainConfig, saved["base"]), base)
     except InputError as error:
