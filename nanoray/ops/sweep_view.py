@@ -18,6 +18,7 @@ from nanoray.ops.trial_rows import folder_of, newest_step, row_of, seconds_spent
 from nanoray.ops.trial_table import Status, TrialRow
 from nanoray.ops.trials import Trial
 from nanoray.progress import duration
+from nanoray.storage import is_outage
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,15 @@ class SweepView:
             self.is_spent = True
             self._stop(inside, f"{self.budget} is spent")
 
+    def _look_patiently(self) -> None:
+        """Look, unless storage is away: who stopped looking would not keep to the budget."""
+        try:
+            self.look()
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            logger.warning("the trials cannot be looked at now: %s", error)
+
     def _stop(self, inside: Iterable[str], why: str) -> None:
         """Let those that train save and stop, and nobody else begin."""
         ray.get(self.admission.close.remote(why))
@@ -109,7 +119,7 @@ class SweepView:
             # A cluster that has gone is reported where the trials run.
             with contextlib.suppress(ray.exceptions.RayError):
                 while not done.wait(LOOK_SECONDS):
-                    self.look()
+                    self._look_patiently()
                     live.update(as_table(self.shown.values()))
 
         thread = threading.Thread(target=loop, daemon=True, name="sweep view")
