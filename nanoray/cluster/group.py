@@ -26,7 +26,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanoray.cluster.connection import Resources
 from nanoray.cluster.deadline import Allowance, Deadline
-from nanoray.cluster.gauges import FailureCounter, RunGauges
+from nanoray.cluster.gauges import FailureGauge, RunGauges
 from nanoray.cluster.growth import NEVER_SECONDS, Growth
 from nanoray.cluster.monitor import Pulse, forward_logs, start_monitor
 from nanoray.cluster.recovery import Decision, Failure, RetryBudget, describe_failure, of_group
@@ -249,6 +249,7 @@ def _begin_function(group: Group, monitor: Actor, run: str) -> Callable[[], Data
     An error in here ends the run, whatever Ray's own budgets say.
     """
     budget = RetryBudget(group.max_restarts, group.device_batch_size)
+    counted = FailureGauge(run, group.stage)
 
     def begin() -> Dataset:
         forward_logs(monitor)
@@ -263,7 +264,7 @@ def _begin_function(group: Group, monitor: Actor, run: str) -> Callable[[], Data
                 failure = of_group(failures)
                 decision = budget.decide(failure, group.newest_step())
                 logger.warning("%s", decision.line)
-                FailureCounter(run, group.stage).count(failure.cause.value)
+                counted.count(failure.cause.value)
                 group.record(failure, decision)
                 if not decision.again:
                     raise ray.get(monitor.finished.remote()) or RunFailedError(

@@ -7,7 +7,7 @@ import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-from nanoray.cluster.gauges import FAILURES, GAUGES, SPENT, FailureCounter, RunGauges, exported
+from nanoray.cluster.gauges import FAILURES, GAUGES, SPENT, FailureGauge, RunGauges, exported
 from nanoray.plots import PLOTS
 from tests.driver import connected
 from tests.running import Cluster
@@ -42,19 +42,19 @@ def scraped(run: str, wanted: set[str]) -> Samples:
 @pytest.mark.cluster
 def test_prometheus_hears_of_steps_and_failures(ray_cluster: Cluster) -> None:
     with connected(ray_cluster):
-        gauges, failures = RunGauges("heard", "sft"), FailureCounter("heard", "sft")
+        gauges, failures = RunGauges("heard", "sft"), FailureGauge("heard", "sft")
         gauges.show({"step": 7, "train/loss": 2.5, "train/grad_norm": None})
         gauges.show({"train/loss": 2.25, "goodput/productive_seconds": 3.0})
         failures.count("hang")
         failures.count("hang")
 
-        found = scraped("heard", {f"ray_{SPENT}", f"ray_{FAILURES}_total"})
+        found = scraped("heard", {f"ray_{SPENT}", f"ray_{FAILURES}"})
 
     assert found == {
         ("ray_nanoray_step", "sft", ""): 7.0,
         ("ray_nanoray_train_loss", "sft", ""): 2.25,
         (f"ray_{SPENT}", "sft", "productive"): 3.0,
-        (f"ray_{FAILURES}_total", "sft", "hang"): 2.0,
+        (f"ray_{FAILURES}", "sft", "hang"): 2.0,
     }
 
 
