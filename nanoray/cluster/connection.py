@@ -171,6 +171,8 @@ class Resources:
     """Of the CPU kernels; the result of a run on CPUs depends on it in the last bits."""
     num_readers: int
     """Units that are read at a time."""
+    gpus_beside: int = 0
+    """Used by something else than the workers."""
 
     def each(self) -> dict[str, float]:
         """Give what Ray reserves for one worker."""
@@ -228,7 +230,8 @@ def choose_resources(
     threads = config.threads_per_worker or max(1, per_node)
     # One reader feeds some million tokens per second; each is a process that has to start.
     num_readers = min(int(cpus - high * wanted - 1), 2 * high if use_gpu else 2)
-    return Resources((low, high), use_gpu, wanted, threads, max(1, num_readers))
+    others = beside if use_gpu else 0
+    return Resources((low, high), use_gpu, wanted, threads, max(1, num_readers), others)
 
 
 def check_room_beside(nodes: list[float], share: float, most: int) -> None:

@@ -29,8 +29,10 @@ from nanoray.cluster.deadline import Allowance, Deadline
 from nanoray.cluster.gauges import FailureGauge, RunGauges
 from nanoray.cluster.growth import NEVER_SECONDS, Growth
 from nanoray.cluster.monitor import Pulse, forward_logs, start_monitor
+from nanoray.cluster.pending import Pending
 from nanoray.cluster.recovery import Decision, Failure, RetryBudget, describe_failure, of_group
 from nanoray.cluster.reservations import Reservations, refresh
+from nanoray.cluster.turns import Turn
 from nanoray.cluster.watchdog import Watchdog
 from nanoray.config import InputError, RunFailedError, RunStoppedError
 from nanoray.data.feed import Actor
@@ -120,6 +122,22 @@ def run_on_workers(group: Group, folder: RunFolder, display: RunDisplay) -> obje
         RunFailedError: a retry budget is used up.
         KeyboardInterrupt: Ctrl-C; the workers are stopped.
     """
+    with contextlib.closing(display), in_turn(Turn(str(folder), group.resources), display) as turn:
+        return _run_in_turn(group, folder, display, turn)
+
+
+@contextlib.contextmanager
+def in_turn(turn: Turn, display: RunDisplay) -> Iterator[Turn]:
+    """Wait until there is room on the cluster, and hold it for as long as the context lasts."""
+    try:
+        turn.wait(display.log)
+        yield turn
+    finally:
+        with contextlib.suppress(ray.exceptions.RayError):  # a cluster that has gone has no turns
+            turn.leave()
+
+
+def _run_in_turn(group: Group, folder: RunFolder, display: RunDisplay, turn: Turn) -> object:
     own = f"{int(time.time())}-{os.getpid()}"
     monitor = start_monitor(str(folder), own, on_this_node())
     trainer = make_trainer(group, folder, own, monitor)
@@ -128,11 +146,13 @@ def run_on_workers(group: Group, folder: RunFolder, display: RunDisplay) -> obje
     guards = [
         Watchdog(monitor, group.hang_seconds).check,
         Growth(monitor, reservations, group.resources).check,
+        Pending(monitor, group.resources, display.log).check,
+        turn.check,
     ]
     if group.allowance is not None:
         guards.append(Deadline(monitor, group.allowance).check)
     gauges = RunGauges(folder.run, group.stage)
-    with watch(monitor, [display.show, gauges.show], display, guards, reservations):
+    with watch(monitor, [display.show, gauges.show], display.log, guards, reservations):
         try:
             result: Any = trainer.fit()
             return result.return_value
@@ -299,7 +319,7 @@ def on_this_node() -> NodeAffinitySchedulingStrategy:
 def watch(
     monitor: Actor,
     listeners: list[Callable[[dict[str, Any]], None]],  # Any: JSON
-    display: RunDisplay,
+    say: Callable[[str], None],
     guards: list[Callable[[], None]],
     reservations: Reservations,
 ) -> Iterator[None]:
@@ -309,7 +329,7 @@ def watch(
     def show_news() -> None:
         steps, lines = ray.get(monitor.take.remote())
         for line in lines:
-            display.log(line)
+            say(line)
         for values in steps:
             reservations.record()
             for listen in listeners:
@@ -332,4 +352,3 @@ def watch(
         thread.join()
         with contextlib.suppress(ray.exceptions.RayError):
             show_news()
-        display.close()

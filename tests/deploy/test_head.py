@@ -21,8 +21,8 @@ from ray.autoscaler._private.monitor import BASE_READONLY_CONFIG
 
 from nanoray.cluster.connection import SMALL_MACHINE
 from tests.deploy.launcher_rules import TOKEN, Config
+from tests.heads import end
 from tests.running import ROOT, free_ports
-from tests.stages.test_submit import end
 
 pytestmark = pytest.mark.cluster
 

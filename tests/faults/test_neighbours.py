@@ -1,0 +1,54 @@
+"""Several runs on one cluster."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.running import (
+    TINY,
+    Cluster,
+    current_step,
+    read_run,
+    small_corpus,
+    start_job,
+    wait_for_step,
+)
+
+STEPS = 400
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_two_runs_go_on_beside_each_other_and_a_third_waits_for_one_of_them(
+    ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    flags = [*TINY, "--storage", tmp_path, "--data", small_corpus(tmp_path / "data")]
+    flags += ["--num-steps", STEPS]
+    jobs = {}
+    for run in ("a", "b"):
+        jobs[run] = start_job("pretrain.py", "--run", run, *flags, env=ray_cluster.environment())
+        wait_for_step(jobs[run], tmp_path, run, 1)
+
+    third = start_job("pretrain.py", "--run", "c", *flags, env=ray_cluster.environment())
+    assert third.stdout is not None
+    said = ""
+    while "waiting for room" not in said:
+        said = third.stdout.readline()
+        assert said, "the third run ended"
+    began = time.monotonic()
+    before = {run: current_step(tmp_path, run) for run in jobs}
+
+    assert "this run takes 2 CPUs, and of the cluster's 4 CPUs these were here before: " in said
+    assert f"{tmp_path}/a (2 CPUs)" in said
+    assert f"{tmp_path}/b (2 CPUs)" in said
+    for run, job in jobs.items():
+        wait_for_step(job, tmp_path, run, before[run] + 20)
+    assert current_step(tmp_path, "c") == 0
+    for job in (*jobs.values(), third):
+        output, _ = job.communicate(timeout=300)
+        assert job.returncode == 0, output
+    assert "there is room now" in output
+    results = [read_run(tmp_path, run) for run in ("a", "b", "c")]
+    assert results[0] == results[1] == results[2]
+    print(f"the third run ended {time.monotonic() - began:.0f} s after it had come")
