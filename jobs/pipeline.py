@@ -14,6 +14,7 @@ from evals.exam_plan import plan_exams
 from evals.sources import check_sources, lessons_of, task_of
 from evals.watch import CheckpointEvaluations
 from nanoray.config import run_job
+from nanoray.ops.doctor import examine
 from nanoray.ops.pipeline import Parts, PipelineConfig, pipeline
 from nanoray.stages.finetune import finetune
 from nanoray.stages.pretrain import pretrain
@@ -21,7 +22,7 @@ from nanoray.stages.rl import reinforce
 
 PARTS = Parts(
     train={
-        "pretrain": lambda config: pretrain(config, CheckpointEvaluations()),
+        "pretrain": lambda config: pretrain(config, CheckpointEvaluations(), examine),
         "midtrain": lambda config: finetune(
             "midtrain", config, lessons_of, CheckpointEvaluations()
         ),

@@ -9,8 +9,9 @@ The same command goes on where an earlier start of the run stopped.
 
 from evals.watch import CheckpointEvaluations
 from nanoray.config import run_job
+from nanoray.ops.doctor import examine
 from nanoray.stages.pretrain import pretrain
 from nanoray.stages.pretrain_config import PretrainConfig
 
 if __name__ == "__main__":
-    run_job(PretrainConfig, lambda config: pretrain(config, CheckpointEvaluations()))
+    run_job(PretrainConfig, lambda config: pretrain(config, CheckpointEvaluations(), examine))

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
 
 from nanoray.cluster import connection
 from nanoray.config import InputError
@@ -54,12 +55,17 @@ SAMPLE_PROMPTS = (
 )
 
 
-def pretrain(config: PretrainConfig, evaluations: Evaluations[PretrainConfig] | None = None) -> str:
+def pretrain(
+    config: PretrainConfig,
+    evaluations: Evaluations[PretrainConfig] | None = None,
+    examine: Callable[[PretrainConfig], None] | None = None,
+) -> str:
     """Pretrain a base model, or go on where an earlier start of the same run stopped.
 
     Args:
         config: what the user gave.
         evaluations: of what the run saves; without them, its config must not ask for any.
+        examine: looks at the cluster before anything is written.
 
     Returns:
         What the user is told at the end.
@@ -74,6 +80,8 @@ def pretrain(config: PretrainConfig, evaluations: Evaluations[PretrainConfig] | 
         )  # a typo is told before a cluster starts
     began = time.time()
     connection.connect()
+    if examine:
+        examine(config)
     job = prepare(config, storage, evaluations)
     return run_stage(job, evaluations, lambda job: finish(job, config_of(job)), began=began)
 

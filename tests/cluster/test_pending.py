@@ -19,7 +19,7 @@ def test_workers_that_find_no_room_are_told_of(ray_cluster: Cluster, tmp_path: P
     said: list[str] = []
     with connected(ray_cluster):
         monitor = start_monitor(str(tmp_path), "1", on_this_node())
-        pending = Pending(monitor, Resources((2, 2), False, 3.0, 1, 1), said.append)
+        pending = Pending(monitor, Resources((2, 2), False, 5.0, 1, 1), said.append)
 
         def look(times: int) -> None:
             for _ in range(times):
@@ -27,17 +27,17 @@ def test_workers_that_find_no_room_are_told_of(ray_cluster: Cluster, tmp_path: P
                 pending.check()
 
         look(2)  # nobody is asked for
-        other = placement_group([{"CPU": 5.0}])
+        other = placement_group([{"CPU": 9.0}])
         look(2)  # somebody else waits
         assert said == []
 
-        own = placement_group([{"CPU": 3.0}, {"CPU": 3.0}])
+        own = placement_group([{"CPU": 5.0}, {"CPU": 5.0}])
         look(1)
         assert said == []
         look(3)
         assert said == [
-            "waiting for machines since 0 s: 2 worker(s) of 3 CPUs each; the cluster has 4 CPUs, "
-            "free are 4 CPUs"
+            "waiting for machines since 0 s: 2 worker(s) of 5 CPUs each; the cluster has 8 CPUs, "
+            "free are 8 CPUs"
         ]
 
         ray.get(monitor.beat.remote(Beat(0, 1, "node", "starting", 0.0, is_training=False)))

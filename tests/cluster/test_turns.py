@@ -1,4 +1,4 @@
-"""Runs that share a cluster of four CPUs: each takes workers of one CPU, and one for its data."""
+"""Runs that share a cluster of eight CPUs: each takes workers of three, and one for its data."""
 
 import math
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from tests.running import Cluster
 @pytest.fixture
 def ray_connection(ray_cluster: Cluster) -> Iterator[None]:
     with connected(ray_cluster):
-        assert ray.cluster_resources()["CPU"] == 4
+        assert ray.cluster_resources()["CPU"] == 8
         yield
 
 
 def turn(run: str, workers: int = 1) -> Turn:
     """Take a ticket for a run."""
-    return Turn(run, Resources((workers, workers), False, 1.0, 1, 1))
+    return Turn(run, Resources((workers, workers), False, 3.0, 1, 1))
 
 
 def never(seconds: float) -> None:
@@ -42,8 +42,8 @@ def test_a_third_run_waits_until_one_of_two_leaves(ray_connection: None) -> None
     third.wait(said.append, lambda seconds: next(sleeps)())
 
     assert said == [
-        "waiting for room: this run takes 2 CPUs, and of the cluster's 4 CPUs these were here "
-        "before: /s/a (2 CPUs), /s/b (2 CPUs)",
+        "waiting for room: this run takes 4 CPUs, and of the cluster's 8 CPUs these were here "
+        "before: /s/a (4 CPUs), /s/b (4 CPUs)",
         "there is room now, after 0 s",
     ]
     for each in (second, third):
@@ -53,7 +53,7 @@ def test_a_third_run_waits_until_one_of_two_leaves(ray_connection: None) -> None
 @pytest.mark.cluster
 def test_a_large_run_that_waits_is_not_overtaken_by_a_small_one(ray_connection: None) -> None:
     said: list[str] = []
-    running, large, small = turn("/s/a", 2), turn("/s/large", 3), turn("/s/small", 1)
+    running, large, small = turn("/s/a", 1), turn("/s/large", 2), turn("/s/small", 1)
     running.wait(said.append, never)
     order: list[str] = []
 
@@ -67,7 +67,7 @@ def test_a_large_run_that_waits_is_not_overtaken_by_a_small_one(ray_connection: 
     small.wait(said.append, until_large_is_through)
 
     assert order == ["large"]
-    assert said[0].endswith("/s/a (3 CPUs), /s/large (4 CPUs)")
+    assert said[0].endswith("/s/a (4 CPUs), /s/large (7 CPUs)")
     small.leave()
 
 
@@ -102,7 +102,7 @@ def test_nobody_waits_for_a_run_that_was_killed(ray_connection: None) -> None:
     next_one = turn("/s/next")
     said: list[str] = []
     next_one.wait(said.append, lambda seconds: killed.leave())
-    assert "/s/killed (2 CPUs)" in said[0]
+    assert "/s/killed (4 CPUs)" in said[0]
     for each in (living, new, next_one):
         each.leave()
 

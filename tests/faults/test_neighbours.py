@@ -24,7 +24,7 @@ def test_two_runs_go_on_beside_each_other_and_a_third_waits_for_one_of_them(
     ray_cluster: Cluster, tmp_path: Path
 ) -> None:
     flags = [*TINY, "--storage", tmp_path, "--data", small_corpus(tmp_path / "data")]
-    flags += ["--num-steps", STEPS]
+    flags += ["--num-steps", STEPS, "--cpus-per-worker", 3]
     jobs = {}
     for run in ("a", "b"):
         jobs[run] = start_job("pretrain.py", "--run", run, *flags, env=ray_cluster.environment())
@@ -39,9 +39,9 @@ def test_two_runs_go_on_beside_each_other_and_a_third_waits_for_one_of_them(
     began = time.monotonic()
     before = {run: current_step(tmp_path, run) for run in jobs}
 
-    assert "this run takes 2 CPUs, and of the cluster's 4 CPUs these were here before: " in said
-    assert f"{tmp_path}/a (2 CPUs)" in said
-    assert f"{tmp_path}/b (2 CPUs)" in said
+    assert "this run takes 4 CPUs, and of the cluster's 8 CPUs these were here before: " in said
+    assert f"{tmp_path}/a (4 CPUs)" in said
+    assert f"{tmp_path}/b (4 CPUs)" in said
     for run, job in jobs.items():
         wait_for_step(job, tmp_path, run, before[run] + 20)
     assert current_step(tmp_path, "c") == 0

@@ -159,6 +159,33 @@ def test_a_slow_storage_and_too_many_workers_are_found(cluster: Cluster, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_the_doctor_stops_a_run_before_its_first_start_only(
+    cluster: Cluster, tmp_path: Path, data: Path
+):
+    """Checkpoints that are to be saved faster than any storage takes them."""
+    storage = tmp_path / "runs"
+    flags = ("--run", "r", "--storage", storage, "--data", data, *FLAGS)
+    asked = ("--doctor", "always", "--save-every-minutes", 1e-7)
+
+    code, output = run_job("pretrain.py", *flags, *asked, env=cluster.environment())
+    assert code == 1
+    assert "error: The doctor found what would stop this run: storage: too slow" in output
+    assert output.rstrip().endswith("Mend it, or give --doctor never.")
+    assert not (storage / "r").exists()
+
+    env = cluster.environment()
+    code, output = run_job("pretrain.py", *flags, "--doctor", "always", env=env)
+    assert code == 0, output
+    assert "doctor: nothing failed" in output
+
+    RunFolder(str(storage), "r").forget_stage("pretrain")
+    code, output = run_job("pretrain.py", *flags, *asked, env=env)
+    assert code == 0, output
+    assert "doctor: FAILED: storage: too slow" in output
+
+
 @contextlib.contextmanager
 def node_with_other_mounts(cluster: Cluster, *folders: Path) -> Iterator[None]:
     """Add a node in a mount namespace of its own, where small empty disks lie over some folders."""
