@@ -14,6 +14,7 @@ import torch
 from evals.candidates import HuggingFaceModel, TrainedModel
 from evals.exam import Candidate, Exam
 from nanoray.cluster import connection
+from nanoray.cluster.placement import for_computing
 from nanoray.config import InputError, RunFailedError
 from nanoray.model.gpt import DTYPES
 from nanoray.task import Grade
@@ -233,7 +234,10 @@ class Proctor:
         crew = self.crew
         remote: Any = ray.remote(Examiner)  # Any: Ray's wrapper
         actor = remote.options(
-            num_cpus=crew.cpus_each, num_gpus=crew.gpus_each, scheduling_strategy="SPREAD"
+            num_cpus=crew.cpus_each,
+            num_gpus=crew.gpus_each,
+            scheduling_strategy="SPREAD",
+            label_selector=for_computing(),
         ).remote(self.source, crew.threads, self.batch_size, crew.niceness)
         self.actors.append(actor)
         self.calls[actor.ready.remote()] = actor, None

@@ -11,6 +11,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 
 from nanoray.cluster import connection
+from nanoray.cluster.placement import for_lasting
 from nanoray.config import InputError
 from nanoray.serve.deployment import APPLICATION, DOOR, build_application, replica_share
 from nanoray.serve.serve_config import ServeConfig
@@ -31,7 +32,8 @@ def prepare(config: ServeConfig) -> serve.Application:
     storage = connection.absolute_address(config.storage or "runs")
     for name in config.names():
         find_model(storage, name)
-    return build_application(config, storage, replica_share(config, connection.cluster_total()))
+    share = replica_share(config, connection.cluster_total())
+    return build_application(config, storage, share, for_lasting())
 
 
 def launch(config: ServeConfig) -> None:

@@ -25,7 +25,9 @@ CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
 class LocalCluster:
     """A head without CPUs for drivers, and nodes for workers, each with processes of its own."""
 
-    def __init__(self, num_nodes: int, cpus_per_node: int) -> None:
+    def __init__(
+        self, num_nodes: int, cpus_per_node: int, head_labels: dict[str, str] | None = None
+    ) -> None:
         self.cpus_per_node = cpus_per_node
         for name, value in {**HEALTH_CHECKS, **SMALL_MACHINE}.items():
             os.environ.setdefault(name, value)
@@ -34,6 +36,7 @@ class LocalCluster:
                 initialize_head=True,
                 head_node_args={
                     "num_cpus": 0,
+                    "labels": head_labels or {},
                     "object_store_memory": OBJECT_STORE_BYTES,
                     "include_dashboard": True,
                     "dashboard_port": 0,
@@ -47,10 +50,12 @@ class LocalCluster:
         """Where drivers find it."""
         return str(self._cluster.address)
 
-    def add_node(self) -> str:
+    def add_node(self, labels: dict[str, str] | None = None) -> str:
         """Start one more node, and give its id."""
         node = self._cluster.add_node(
-            num_cpus=self.cpus_per_node, object_store_memory=OBJECT_STORE_BYTES
+            num_cpus=self.cpus_per_node,
+            object_store_memory=OBJECT_STORE_BYTES,
+            labels=labels or {},
         )
         return str(node.node_id)
 

@@ -51,6 +51,8 @@ class RolloutCrew:
     """Of one worker, in a row without an answer of anyone."""
     answer_seconds: float = 600.0
     """A worker that takes longer for its part is taken for dead."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Of the nodes on which workers may run, as Ray selects them."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work.
@@ -273,7 +275,10 @@ class RolloutWorkers:
                 raise RunFailedError("Ray was shut down while there were rollout workers.")
             remote: Any = ray.remote(RolloutWorker)  # Any: Ray's wrapper
             actor = self._actors[slot] = remote.options(
-                num_cpus=crew.cpus_each, num_gpus=crew.gpus_each, scheduling_strategy="SPREAD"
+                num_cpus=crew.cpus_each,
+                num_gpus=crew.gpus_each,
+                scheduling_strategy="SPREAD",
+                label_selector=crew.labels,
             ).remote(crew.threads)
         try:
             ray.get(actor.ready.remote([self._source]))

@@ -209,13 +209,19 @@ def replica_share(config: ServeConfig, cluster: dict[str, float]) -> ReplicaShar
     return ReplicaShare(min(threads, max(share, 0.01)), 0, threads)
 
 
-def build_application(config: ServeConfig, storage: str, share: ReplicaShare) -> serve.Application:
+def build_application(
+    config: ServeConfig,
+    storage: str,
+    share: ReplicaShare,
+    door_labels: dict[str, str] | None = None,
+) -> serve.Application:
     """Put the application together; nothing is started.
 
     Args:
         config: what is served.
         storage: the address of the runs, from every node.
         share: what each engine gets of the cluster.
+        door_labels: of the nodes on which the ingress may run.
     """
     least, most = config.replica_range()
     options: dict[str, Any] = {"num_replicas": least}  # Any: Serve's
@@ -231,7 +237,11 @@ def build_application(config: ServeConfig, storage: str, share: ReplicaShare) ->
     for number, name in enumerate(config.names()):
         deployment = serve.deployment(
             name=f"engine-{number}",
-            ray_actor_options={"num_cpus": share.cpus, "num_gpus": share.gpus},
+            ray_actor_options={
+                "num_cpus": share.cpus,
+                "num_gpus": share.gpus,
+                "label_selector": config.labels(),
+            },
             max_ongoing_requests=UNLIMITED,
             health_check_period_s=2,
             health_check_timeout_s=10,
@@ -246,7 +256,7 @@ def build_application(config: ServeConfig, storage: str, share: ReplicaShare) ->
     )
     door = serve.deployment(
         name=DOOR,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "label_selector": door_labels or {}},
         max_ongoing_requests=UNLIMITED,
         graceful_shutdown_timeout_s=120,
     )(serve.ingress()(Door))

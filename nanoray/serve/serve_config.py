@@ -38,6 +38,8 @@ class ServeConfig:
     """bfloat16 or float32; by default what the device is fast in."""
     cpus_per_replica: int | None = None
     """CPUs of each engine; by default all but one of this machine, shared by the engines."""
+    node_labels: str | None = None
+    """Engines only on nodes with these labels, as in ray.io/node-group=chat."""
     poll_seconds: float = 10.0
     """How often newer checkpoints are looked for."""
     stuck_seconds: float = 30.0
@@ -65,6 +67,7 @@ class ServeConfig:
                 f"{self.max_sequences}, and each answer takes one token of a step. Raise it."
             )
         self.replica_range()
+        self.labels()
         if not is_loopback(self.host) and not api_keys():
             raise InputError(
                 f"--host {self.host} would be open to everyone. Set {KEYS_VARIABLE} to one or more "
@@ -83,6 +86,17 @@ class ServeConfig:
         if not 1 <= bounds[0] <= bounds[1]:
             raise InputError(f"--num-replicas {self.num_replicas} must begin with 1 or more.")
         return bounds
+
+    def labels(self) -> dict[str, str]:
+        """Give the labels of the nodes on which engines may run; empty for any node."""
+        pairs = [part.partition("=") for part in (self.node_labels or "").split(",") if part]
+        labels = {name.strip(): value.strip() for name, _, value in pairs}
+        if not all(name and value for name, value in labels.items()):
+            raise InputError(
+                f"--node-labels {self.node_labels} has a part that is not NAME=VALUE. Give them as "
+                "in ray.io/node-group=chat,zone=a."
+            )
+        return labels
 
     def own_url(self) -> str:
         """Give the address by which a process on the serving machine reaches the server."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from nanoray.cluster import connection
+from nanoray.cluster.placement import for_computing
 from nanoray.config import InputError, to_json
 from nanoray.data.blocks import Layout
 from nanoray.data.feed import start_pacer
@@ -188,6 +189,7 @@ def choose_crew(config: RLConfig, resources: connection.Resources) -> RolloutCre
         threads=4 if resources.use_gpu else 1,
         # Well before the group is taken for hung.
         answer_seconds=max(1.0, config.hang_seconds / 2),
+        labels=for_computing(),
     )
 
 

@@ -146,8 +146,8 @@ def test_nodes_come_for_a_job_one_is_lost_another_comes_and_all_leave(
     assert "SUCCEEDED" in head.job("status", "story").stdout, said
     assert "waiting for machines" in said
     assert times["all leave"] >= 60 * IDLE_MINUTES / 2
-    calm = ("pretrain.py", "--run", "calm", "--storage", tmp_path, *flags)
-    code, output = run_job(*calm, env=ray_cluster.environment(), timeout=400)
+    calm = ("--run", "calm", "--storage", tmp_path, *flags)
+    code, output = run_job("pretrain.py", *calm, env=ray_cluster.environment(), timeout=400)
     assert code == 0, output
     assert read_run(head.runs, "story") == read_run(tmp_path, "calm")
     print({what: f"{seconds:.0f} s" for what, seconds in times.items()})

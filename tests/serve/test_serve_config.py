@@ -71,3 +71,12 @@ def test_each_checkpoint_is_served_once() -> None:
 )
 def test_loopback_is_known(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+def test_engines_may_be_kept_to_labelled_nodes():
+    labelled = ServeConfig(run="r", node_labels="ray.io/node-group=chat, zone=a")
+
+    assert labelled.labels() == {"ray.io/node-group": "chat", "zone": "a"}
+    assert ServeConfig(run="r").labels() == {}
+    with pytest.raises(InputError, match="--node-labels chat has a part that is not NAME=VALUE"):
+        ServeConfig(run="r", node_labels="chat")

@@ -1,0 +1,29 @@
+"""On which nodes actors run, by the nodes' labels.
+
+Training workers go wherever there is room for all of them, and fill whole nodes; what coordinates a
+run goes to the driver's node. This is for the rest: an actor that asks for no CPU may run anywhere,
+even on a head that is kept free for drivers, or on a spot node that leaves before it.
+"""
+
+import ray
+
+Labels = dict[str, str]
+"""What Ray calls a label selector: the labels that a node must have, or with `!` must not."""
+NODE_ID = "ray.io/node-id"
+ON_DEMAND = {"ray.io/market-type": "on-demand"}
+
+
+def for_computing() -> Labels:
+    """Choose the nodes that have CPUs or GPUs; all of them where there is no other."""
+    living = [node for node in ray.nodes() if node["Alive"]]
+    idle = [n["NodeID"] for n in living if not {"CPU", "GPU"} & n["Resources"].keys()]
+    if not idle or len(idle) == len(living):
+        return {}
+    return {NODE_ID: f"!in({','.join(sorted(idle))})"}
+
+
+def for_lasting() -> Labels:
+    """Choose the nodes that no spot market takes away; all of them where none is known to be so."""
+    wanted = ON_DEMAND.items()
+    kept = any(node["Alive"] and wanted <= node["Labels"].items() for node in ray.nodes())
+    return dict(ON_DEMAND) if kept else {}

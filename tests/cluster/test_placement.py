@@ -1,0 +1,91 @@
+"""What runs where: a head without CPUs, and two nodes from the spot market."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.util.state import list_actors
+
+from nanoray.cluster.placement import NODE_ID, ON_DEMAND, for_computing, for_lasting
+from nanoray.ops.local_cluster import LocalCluster
+from tests.driver import connected
+from tests.running import TINY, Cluster, small_corpus, start_job, wait_for_step
+
+SPOT = {"ray.io/market-type": "spot"}
+
+
+@pytest.fixture(scope="module")
+def spot_cluster() -> Iterator[LocalCluster]:
+    cluster = LocalCluster(0, cpus_per_node=3, head_labels=ON_DEMAND)
+    for _ in range(2):
+        cluster.add_node(labels=SPOT)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    yield cluster
+    cluster.stop()
+
+
+class Where:
+    """An actor that asks for nothing."""
+
+    def node(self) -> str:
+        return str(ray.get_runtime_context().get_node_id())
+
+
+def head_of_cluster() -> str:
+    """Give the only node without CPUs."""
+    (head,) = [node["NodeID"] for node in ray.nodes() if "CPU" not in node["Resources"]]
+    return str(head)
+
+
+def nodes_of(labels: dict[str, str], count: int = 6) -> set[str]:
+    """Start actors that ask for no CPU; gives the nodes on which they came to be."""
+    actor: Any = ray.remote(Where).options(
+        num_cpus=0, scheduling_strategy="SPREAD", label_selector=labels
+    )
+    return set(ray.get([each.node.remote() for each in [actor.remote() for _ in range(count)]]))
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_what_asks_for_no_cpu_stays_off_the_head_or_on_it(spot_cluster: LocalCluster) -> None:
+    head, spot = head_of_cluster(), {node["NodeID"] for node in ray.nodes()}
+    spot.remove(head)
+
+    assert for_computing() == {NODE_ID: f"!in({head})"}
+    assert nodes_of(for_computing()) == spot
+    assert nodes_of(for_lasting()) == {head}
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_drivers_and_coordinators_are_on_the_head_and_workers_on_spot_nodes(
+    spot_cluster: LocalCluster, tmp_path: Path
+) -> None:
+    flags = [*TINY, "--storage", tmp_path, "--data", small_corpus(tmp_path / "data")]
+    flags += ["--num-workers", 4, "--num-steps", 5000]
+    job = start_job("pretrain.py", "--run", "r", *flags, env={"RAY_ADDRESS": spot_cluster.address})
+    try:
+        wait_for_step(job, tmp_path, "r", 3)
+        where: dict[str, set[str]] = defaultdict(set)
+        for actor in list_actors(filters=[("state", "=", "ALIVE")], limit=1000):
+            where[actor.class_name].add(str(actor.node_id))
+    finally:
+        job.kill()
+        job.communicate()
+
+    workers = where.pop("RayTrainWorker")
+    assert len(workers) == 2
+    assert head_of_cluster() not in workers
+    assert {"Monitor", "Pacer", "TrainController", "SplitCoordinator"} <= where.keys()
+    assert set.union(*where.values()) == {head_of_cluster()}, dict(where)
+
+
+@pytest.mark.cluster
+def test_on_one_machine_everything_may_run_everywhere(ray_cluster: Cluster) -> None:
+    with connected(ray_cluster):
+        assert for_computing() == {}
+        assert for_lasting() == {}
