@@ -142,7 +142,8 @@ class Turn:
 
 def amount(cpus: float, gpus: float) -> str:
     """Write what a run takes: 8 GPUs and 65 CPUs."""
-    return " and ".join([f"{gpus:g} GPUs"] * (gpus > 0) + [f"{cpus:g} CPUs"])
+    known = [(gpus, "GPU")] * (gpus > 0) + [(cpus, "CPU")]
+    return " and ".join(f"{count:g} {what}{'s' * (count != 1)}" for count, what in known)
 
 
 def _key(number: int) -> str:

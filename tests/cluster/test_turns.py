@@ -136,4 +136,5 @@ def test_tickets_taken_at_the_same_time_differ_and_are_never_given_again(
 
 def test_amounts_are_told_as_people_do() -> None:
     assert amount(65.0, 8.0) == "8 GPUs and 65 CPUs"
+    assert amount(8.0, 1.0) == "1 GPU and 8 CPUs"
     assert amount(1.5, 0.0) == "1.5 CPUs"
