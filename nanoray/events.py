@@ -3,7 +3,7 @@
 Unlike metrics.jsonl it is never cut back. Events, in the order of a run's life:
 
     start    somebody started the job
-    submit   it asked the cluster for workers
+    submit   it asked the cluster for workers; where they are GPUs, `dollars_per_hour` of all
     begin    a group of workers begins: `attempt`, `step` from which it goes on
     account  it goes through its first step: seconds spent so far, see `goodput.py`
     failure  it failed: `cause`, `rank`, and whether it starts `again`

@@ -211,7 +211,8 @@ def train_on_cluster(job: TrainingJob) -> None:
         hang_seconds=job.config.hang_seconds,
         allowance=allowance_of(job),
     )
-    with recorded(job.folder, job.config.storage_patience_seconds):
+    price = price_of(job) if job.resources.use_gpu else None
+    with recorded(job.folder, job.config.storage_patience_seconds, price):
         result = run_on_workers(group, job.folder.run, display)
     packed = job.feed.totals()
     facts = {
@@ -226,14 +227,18 @@ def train_on_cluster(job: TrainingJob) -> None:
     with_patience(mark, job.config.storage_patience_seconds, str(job.folder))
 
 
+def price_of(job: TrainingJob) -> float:
+    """Give the price of an hour of the stage's workers, in dollars."""
+    return job.resources.num_workers[1] * job.config.dollars_per_gpu_hour
+
+
 def allowance_of(job: TrainingJob) -> Allowance | None:
     """Say for how long the stage may still hold its workers.
 
     Raises:
         InputError: its money is spent already.
     """
-    config, workers = job.config, job.resources.num_workers[1]
-    price = workers * config.dollars_per_gpu_hour / 3600
+    config, price = job.config, price_of(job) / 3600
     if config.max_cost is None or not price:
         return None
     account = read_account(job.folder)
@@ -248,12 +253,15 @@ def allowance_of(job: TrainingJob) -> Allowance | None:
 
 
 @contextlib.contextmanager
-def recorded(folder: StageFolder, patience_seconds: float) -> Iterator[None]:
-    """Record when the job asks the cluster for workers, and how that ended.
+def recorded(
+    folder: StageFolder, patience_seconds: float, dollars_per_hour: float | None = None
+) -> Iterator[None]:
+    """Record when the job asks the cluster for workers, for what price, and how that ended.
 
     A run that has ended well waits for its storage; one that failed tells of its own failure.
     """
-    append_event(folder, "submit")
+    price = {} if dollars_per_hour is None else {"dollars_per_hour": dollars_per_hour}
+    append_event(folder, "submit", **price)
     try:
         yield
     except BaseException as error:

@@ -56,6 +56,21 @@ def test_a_person_gets_a_table_and_the_report_shows_every_category_that_has_time
     assert CATEGORIES["stopped"] not in page
 
 
+def test_the_cost_is_told_where_workers_have_a_price(trained):
+    assert json.loads(report(config_of(trained, json=True)))["dollars"] is None
+    assert "cost so far" not in report(config_of(trained))
+    append_event(trained, "start")
+    append_event(trained, "submit", dollars_per_hour=24.0)
+    append_event(trained, "stop", why="done")
+
+    told = json.loads(report(config_of(trained, json=True)))
+
+    hours = (told["wall_seconds"] - told["seconds"]["stopped"]) / 3600
+    assert told["dollars"] == pytest.approx(24 * hours)
+    (line,) = [line for line in report(config_of(trained)).splitlines() if "cost so far" in line]
+    assert f"${24 * hours:.2f}" in line
+
+
 def test_a_report_written_anew_keeps_what_only_the_run_knew(trained):
     facts = ReportFacts(
         title="tiny / pretrain",
