@@ -39,6 +39,13 @@ EFA_NODE: tuple[tuple[str, float], ...] = (
     ("a100", 50e9),  # p4d, p4de: 400 Gbit/s; 57e9 measured on two nodes, NVIDIA/nccl issue 527
 )
 """Line rate of AWS's nodes in bytes/s, by a part of the GPU's name (AWS's pages of the types)."""
+LINE_RATE_SHARE = 0.8
+"""Of a node's line rate, what a plan expects of large rings: an assumption between measurements.
+
+0.92 to 0.96 on a tuned InfiniBand of 8 x 400 Gbit/s (NVIDIA/nccl-tests issue 290), 0.85 for an
+all-reduce and 0.5 for an all-gather over 32 nodes of H100 (NVIDIA/nccl issue 1218), 0.6 over EFA on
+four nodes of A100 (NVIDIA/nccl issue 527).
+"""
 
 
 @dataclass(frozen=True)
