@@ -77,6 +77,15 @@ def test_nodes_add_their_section_and_leave_the_plan_as_it_is() -> None:
     assert "over 32 there is no row for each GPU (a step has 256)" in text
 
 
+def test_the_section_of_the_document_is_what_is_printed() -> None:
+    run = PretrainConfig(depth=34, tokens_per_param=40)
+
+    text = plan(PlanConfig(pretrain=run, nodes=8))
+
+    section = text[text.index("\nnodes ") :].strip()
+    assert section in (JOB.parents[1] / "docs" / "clusters.md").read_text()
+
+
 def test_without_nodes_nothing_is_said_of_communication() -> None:
     assert "communication" not in json.loads(plan(PlanConfig(pretrain=D34, json=True)))
     assert plan(PlanConfig(pretrain=D34)).splitlines()[-1] == "cost       $2,249"
