@@ -39,6 +39,13 @@ EFA_NODE: tuple[tuple[str, float], ...] = (
     ("a100", 50e9),  # p4d, p4de: 400 Gbit/s; 57e9 measured on two nodes, NVIDIA/nccl issue 527
 )
 """Line rate of AWS's nodes in bytes/s, by a part of the GPU's name (AWS's pages of the types)."""
+LINE_RATE_SHARE = 0.8
+"""Of a node's line rate, what a plan expects of large rings: assumed, among what others report.
+
+0.92 to 0.96 is what NVIDIA expects of cards with 400 Gbit/s (NVIDIA/nccl-tests issue 290); 0.86 had
+two nodes of A100 on InfiniBand (NVIDIA/nccl issue 1048), 0.6 four of them on EFA (527), 0.5 an
+all-gather over 32 nodes of H100, if its eight cards had 400 Gbit/s each (1218).
+"""
 
 
 @dataclass(frozen=True)

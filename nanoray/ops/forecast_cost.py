@@ -9,8 +9,9 @@ import numpy as np
 
 from nanoray.config import InputError
 from nanoray.model.scaling import flops_per_token, gpt_config, gpu_peak_flops, num_parameters
+from nanoray.ops.communication import GPUS_PER_NODE
 from nanoray.ops.forecast_trials import Shape, Trials
-from nanoray.ops.plan import GPUS_PER_NODE, PlanConfig, plan_facts
+from nanoray.ops.plan import PlanConfig, plan_facts
 from nanoray.ops.scaling_law import Array, Estimate, Law, estimate
 from nanoray.ops.trial_table import TrialRow
 from nanoray.stages.pretrain_config import PretrainConfig, decide

@@ -8,10 +8,18 @@ from typing import Annotated, Any
 
 import tyro
 
-from nanoray.config import InputError, worker_range
+from nanoray.config import InputError, flag, worker_range
 from nanoray.data.datasets import BYTES_PER_TOKEN, DATASETS, shards_for
 from nanoray.model.memory import memory_per_gpu
 from nanoray.model.scaling import flops_per_token, gpu_peak_flops, num_parameters
+from nanoray.ops.communication import (
+    GPUS_PER_NODE,
+    Work,
+    communication_facts,
+    communication_text,
+    links_of,
+    workers_on,
+)
 from nanoray.progress import duration
 from nanoray.stages.pretrain_config import (
     PretrainConfig,
@@ -24,7 +32,6 @@ from nanoray.stages.pretrain_config import (
 )
 
 DEFAULT_DATASET = "fineweb-edu"
-GPUS_PER_NODE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +46,25 @@ class PlanConfig:
     """Kind of GPU, by its name: h100, h200, a100, b200, ..."""
     mfu: float = 0.474
     """Model FLOPs utilization that is expected; d34 had 0.474 on H100."""
+    nodes: int | None = None
+    """Also say how the run scales over so many nodes, with 8 GPUs each unless --num-workers."""
+    network_gbit: float | None = None
+    """Line rate of a node's network in Gbit/s; by default that of AWS's, 3,200 with H100."""
+    inside_gbyte: float | None = None
+    """Bus bandwidth in a node in GB/s; by default what jobs/doctor.py expects, 370 with H100."""
     json: bool = False
     """Print JSON only."""
 
     def __post_init__(self) -> None:
+        for name in ("network_gbit", "inside_gbyte"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(
+                    f"{flag(name)} {value} is not a bandwidth. Give a number above 0, or leave it "
+                    "out."
+                )
+            if value is not None and self.nodes is None:
+                raise InputError(f"{flag(name)} {value} is of nodes. Give --nodes besides.")
         if not 0 < self.mfu <= 1:
             raise InputError(f"--mfu {self.mfu} is not a utilization. Give a number from 0 to 1.")
 
@@ -59,7 +81,10 @@ def plan(config: PlanConfig) -> str:
             f"--gpu {config.gpu} is not in the table. Give h100, h200, a100, b200, l40s ..."
         )
     decided = decide(config.pretrain, on_gpu=True, dtype="bfloat16")
-    facts = plan_facts(decided, config, peak)
+    if config.nodes is None:
+        facts = plan_facts(decided, config, peak)
+    else:
+        facts = plan_on_nodes(decided, config, peak, config.nodes)
     return json.dumps(facts, indent=1) if config.json else as_text(facts)
 
 
@@ -111,6 +136,29 @@ def plan_facts(run: PretrainConfig, config: PlanConfig, peak: float) -> dict[str
     }
 
 
+def plan_on_nodes(
+    run: PretrainConfig, config: PlanConfig, peak: float, nodes: int
+) -> dict[str, Any]:  # Any: JSON
+    """Give every number of the plan, and those of its communication."""
+    asked = worker_range(run.num_workers)
+    workers = workers_on(nodes, asked[1] if asked else None)
+    run = dataclasses.replace(run, num_workers=str(workers))
+    assert run.device_batch_size, "decided"
+    model = model_config(run)
+    work = Work(
+        model=model,
+        rows_per_step=rows_per_step(run),
+        device_batch_size=run.device_batch_size,
+        row_seconds=flops_per_token(model) * model.max_seq_len / (config.mfu * peak),
+        gpus_per_node=workers // nodes,
+        num_steps=budget(run, model).num_steps,
+        dollars_per_gpu_hour=run.dollars_per_gpu_hour,
+    )
+    links = links_of(config.gpu, config.network_gbit, config.inside_gbyte)
+    told = communication_facts(work, links, nodes)
+    return {**plan_facts(run, config, peak), "communication": told}
+
+
 def as_text(facts: dict[str, Any]) -> str:  # Any: JSON
     """Write the plan for a person."""
     memory = facts["memory_per_gpu_bytes"]
@@ -120,7 +168,7 @@ def as_text(facts: dict[str, Any]) -> str:  # Any: JSON
     parts = "\n".join(
         f"    {name.replace('_', ' '):<18} {size / 2**30:8.2f} GiB" for name, size in memory.items()
     )
-    return f"""\
+    text = f"""\
 model      depth {facts["depth"]}: width 64 x depth = {facts["model_dim"]}, \
 {facts["num_heads"]} heads of {facts["head_dim"]}, {facts["vocab_size"]:,} ids
            {facts["parameters"]:,} parameters, {facts["flops_per_token"]:.6e} FLOPs per token
@@ -140,3 +188,6 @@ time       {duration(facts["hours"] * 3600)} at {100 * facts["mfu"]:.1f} % MFU o
 {facts["num_workers"]} {facts["gpu"]}: {facts["tokens_per_second"]:,.0f} tokens/s, \
 {facts["seconds_per_step"]:.3g} s per step
 cost       ${facts["dollars"]:,.0f}"""
+    if "communication" not in facts:
+        return text
+    return f"{text}\n{communication_text(facts['communication'], facts['mfu'])}"

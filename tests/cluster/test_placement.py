@@ -18,6 +18,13 @@ from tests.running import TINY, Cluster, small_corpus, start_job, wait_for_step
 SPOT = {"ray.io/market-type": "spot"}
 
 
+@pytest.mark.cluster
+def test_on_one_machine_everything_may_run_everywhere(ray_cluster: Cluster) -> None:
+    with connected(ray_cluster):
+        assert for_computing() == {}
+        assert for_lasting() == {}
+
+
 @pytest.fixture(scope="module")
 def spot_cluster() -> Iterator[LocalCluster]:
     cluster = LocalCluster(0, cpus_per_node=3, head_labels=ON_DEMAND)
@@ -71,7 +78,8 @@ def test_drivers_and_coordinators_are_on_the_head_and_workers_on_spot_nodes(
     try:
         wait_for_step(job, tmp_path, "r", 3)
         where: dict[str, set[str]] = defaultdict(set)
-        for actor in list_actors(filters=[("state", "=", "ALIVE")], limit=1000):
+        alive = [("state", "=", "ALIVE")]
+        for actor in list_actors(spot_cluster.address, filters=alive, limit=1000):
             where[actor.class_name].add(str(actor.node_id))
     finally:
         job.kill()
@@ -82,10 +90,3 @@ def test_drivers_and_coordinators_are_on_the_head_and_workers_on_spot_nodes(
     assert head_of_cluster() not in workers
     assert {"Monitor", "Pacer", "TrainController", "SplitCoordinator"} <= where.keys()
     assert set.union(*where.values()) == {head_of_cluster()}, dict(where)
-
-
-@pytest.mark.cluster
-def test_on_one_machine_everything_may_run_everywhere(ray_cluster: Cluster) -> None:
-    with connected(ray_cluster):
-        assert for_computing() == {}
-        assert for_lasting() == {}

@@ -1,6 +1,8 @@
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,12 +57,63 @@ def test_a_person_reads_the_same_numbers_without_json() -> None:
         assert number in text
 
 
+def test_nodes_add_their_section_and_leave_the_plan_as_it_is() -> None:
+    on_nodes = replace(D34, num_workers=None)
+    plain = json.loads(plan(PlanConfig(pretrain=replace(D34, num_workers="64"), json=True)))
+    facts = json.loads(plan(PlanConfig(pretrain=on_nodes, nodes=8, json=True)))
+    text = plan(PlanConfig(pretrain=on_nodes, nodes=8))
+
+    told = facts.pop("communication")
+    assert facts == plain
+    assert (
+        told["step_seconds"] > plain["seconds_per_step"] == pytest.approx(told["compute_seconds"])
+    )
+    assert told["num_workers"] == 64
+    assert [row["nodes"] for row in told["table"]] == [1, 2, 4, 8, 16, 32]
+    assert f"{100 * told['efficiency']:.1f} % efficient" in text
+    for row in told["table"]:
+        assert f"{row['dollars']:,.0f}  {row['memory_bytes'] / 2**30:7.1f}" in text
+    assert "below 90 % efficiency from 3 nodes on" in text
+    assert "over 32 there is no row for each GPU (a step has 256)" in text
+
+
+def test_the_section_of_the_document_is_what_is_printed() -> None:
+    run = PretrainConfig(depth=34, tokens_per_param=40)
+
+    text = plan(PlanConfig(pretrain=run, nodes=8))
+
+    section = text[text.index("\nnodes ") :].strip()
+    assert section in (JOB.parents[1] / "docs" / "clusters.md").read_text()
+
+
+def test_without_nodes_nothing_is_said_of_communication() -> None:
+    assert "communication" not in json.loads(plan(PlanConfig(pretrain=D34, json=True)))
+    assert plan(PlanConfig(pretrain=D34)).splitlines()[-1] == "cost       $2,249"
+
+
+def test_a_slower_network_costs_efficiency() -> None:
+    fast, slow = (
+        json.loads(plan(PlanConfig(nodes=2, network_gbit=gbit, json=True)))["communication"]
+        for gbit in (3200.0, 100.0)
+    )
+
+    # 80 % of 12.5 GB/s and of 400 GB/s.
+    assert slow["communication_seconds"] == pytest.approx(32 * fast["communication_seconds"])
+    assert slow["efficiency"] < fast["efficiency"]
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
         ({"gpu": "abacus"}, "--gpu abacus is not in the table"),
         ({"mfu": 0.0}, "--mfu 0.0 is not a utilization"),
         ({"mfu": 1.5}, "--mfu 1.5 is not a utilization"),
+        ({"nodes": 0}, "--nodes 0 is too small. The least is 1."),
+        ({"nodes": 8, "network_gbit": -1.0}, "--network-gbit -1.0 is not a bandwidth"),
+        ({"nodes": 8, "network_gbit": math.nan}, "--network-gbit nan is not a bandwidth"),
+        ({"nodes": 8, "inside_gbyte": 0.0}, "--inside-gbyte 0.0 is not a bandwidth"),
+        ({"network_gbit": 100.0}, "--network-gbit 100.0 is of nodes. Give --nodes besides."),
+        ({"nodes": 64}, "--nodes 64 have 512 GPUs, and a step has 256 rows. Give at most 32"),
     ],
 )
 def test_what_cannot_be_planned_is_named(fields: dict[str, float], sentence: str) -> None:
