@@ -84,8 +84,8 @@ class RunConfig:
     """Keep, besides the newest, each checkpoint whose step is a multiple of this."""
     max_cost: float | None = None
     """Save and stop once the stage, in all its starts, has cost so many dollars."""
-    dollars_per_gpu_hour: float = 3.0
-    """Price of a GPU, or on CPUs of a worker."""
+    dollars_per_gpu_hour: float | None = None
+    """Price of a GPU, or on CPUs of a worker; by default that of its kind (nanoray/prices.py)."""
     num_steps: int | None = identity()
     """Length of the stage in steps; by default something else decides it."""
     device_batch_size: int | None = None

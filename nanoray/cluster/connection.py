@@ -300,6 +300,15 @@ def node_cpus(total: float) -> list[float]:
     return nodes
 
 
+def device_kind() -> str:
+    """Name what workers train on: "cpu", or a GPU as Ray knows it, such as "h100"."""
+    if cluster_total()["GPU"] < 1:
+        return "cpu"
+    prefix = "accelerator_type:"
+    kinds = [name for name in ray.cluster_resources() if name.startswith(prefix)]
+    return kinds[0].removeprefix(prefix).lower() if kinds else "gpu"
+
+
 def gpus_present() -> int:
     """Count the GPUs of the nodes that are there now."""
     return int(ray.cluster_resources().get("GPU", 0))

@@ -47,8 +47,8 @@ class ForecastConfig:
     """Kind of GPU: h100, h200, a100, b200, ...; by default what the deepest trials ran on."""
     mfu: float | None = None
     """Model FLOPs utilization; by default that of the trials, or 0.474, as d34 had on H100."""
-    dollars_per_gpu_hour: float = 3.0
-    """Price."""
+    dollars_per_gpu_hour: float | None = None
+    """Price; by default that of the kind of GPU (nanoray/prices.py)."""
     num_workers: int | None = None
     """Training processes; by default 8 on GPUs, on CPUs as the trials had."""
     device_batch_size: int | None = None

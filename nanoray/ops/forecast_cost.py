@@ -14,6 +14,7 @@ from nanoray.ops.forecast_trials import Shape, Trials
 from nanoray.ops.plan import PlanConfig, plan_facts
 from nanoray.ops.scaling_law import Array, Estimate, Law, estimate
 from nanoray.ops.trial_table import TrialRow
+from nanoray.prices import dollars_per_hour
 from nanoray.stages.pretrain_config import PretrainConfig, decide
 
 CPU = "cpu"
@@ -69,7 +70,7 @@ def choose_machine(
     *,
     gpu: str | None,
     mfu: float | None,
-    dollars_per_gpu_hour: float,
+    dollars_per_gpu_hour: float | None,
     num_workers: int | None,
 ) -> Machine:
     """Take the GPU that was named, or what the deepest trials ran on, at the speed they had.
@@ -84,7 +85,7 @@ def choose_machine(
         raise InputError(f"--mfu {mfu:g} is of a GPU, and the trials ran on CPUs. Give --gpu.")
     own = [row for row in trials if is_same_device(row.device, device)]
     workers = num_workers or (GPUS_PER_NODE if device != CPU else own[-1].num_workers)
-    price = None if device == CPU else dollars_per_gpu_hour
+    price = None if device == CPU else dollars_per_hour(dollars_per_gpu_hour, device)
     peak = gpu_peak_flops(device)
     if gpu is not None and peak is None:
         raise InputError(f"--gpu {gpu} is not in the table. Give h100, h200, a100, b200, l40s ...")

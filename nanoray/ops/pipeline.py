@@ -17,6 +17,7 @@ from nanoray.cluster import connection
 from nanoray.config import RunConfig, flag, require_positive, to_json
 from nanoray.goodput import read_account
 from nanoray.ops.pipeline_page import StageFacts, write_page
+from nanoray.prices import dollars_per_hour
 from nanoray.report_card import read_card
 from nanoray.stages.finetune_config import FinetuneConfig
 from nanoray.stages.pretrain_config import PretrainConfig
@@ -62,8 +63,8 @@ class PipelineConfig:
     """Questions of each task; by default all."""
     eval_bundle: str | None = None
     """Folder or zip file with CORE's tasks; by default the published one is fetched."""
-    dollars_per_gpu_hour: float = 3.0
-    """Price, for the cost of each stage."""
+    dollars_per_gpu_hour: float | None = None
+    """Price, for the cost of each stage; by default that of its kind (nanoray/prices.py)."""
 
     def __post_init__(self) -> None:
         require_positive("eval_max_per_task", self.eval_max_per_task)
@@ -116,7 +117,8 @@ def pipeline(config: PipelineConfig, parts: Parts) -> str:
     for one in asked:
         parts.measure(one)
     gpus = int(connection.cluster_total()["GPU"])
-    price = gpus * config.dollars_per_gpu_hour / 3600 if gpus else None
+    each = dollars_per_hour(config.dollars_per_gpu_hour, connection.device_kind())
+    price = gpus * each / 3600 if gpus else None
     facts = [facts_of(run.stage(stage), price) for stage in stages]
     facts.append(StageFacts.of_evaluation(time.monotonic() - began, price))
     write_page(run, facts)

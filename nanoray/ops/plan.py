@@ -20,6 +20,7 @@ from nanoray.ops.communication import (
     links_of,
     workers_on,
 )
+from nanoray.prices import dollars_per_hour
 from nanoray.progress import duration
 from nanoray.stages.pretrain_config import (
     PretrainConfig,
@@ -129,11 +130,16 @@ def plan_facts(run: PretrainConfig, config: PlanConfig, peak: float) -> dict[str
         "tokens_per_second": length.tokens / seconds,
         "seconds_per_step": seconds / length.num_steps,
         "hours": seconds / 3600,
-        "dollars": seconds / 3600 * workers * run.dollars_per_gpu_hour,
+        "dollars": seconds / 3600 * workers * price_of(run, config),
         "dataset": dataset,
         "data_shards": len(shards),
         "data_bytes": len(shards) * DATASETS[dataset].file_bytes_per_shard,
     }
+
+
+def price_of(run: PretrainConfig, config: PlanConfig) -> float:
+    """Give the price of a GPU for an hour."""
+    return dollars_per_hour(run.dollars_per_gpu_hour, config.gpu)
 
 
 def plan_on_nodes(
@@ -152,7 +158,7 @@ def plan_on_nodes(
         row_seconds=flops_per_token(model) * model.max_seq_len / (config.mfu * peak),
         gpus_per_node=workers // nodes,
         num_steps=budget(run, model).num_steps,
-        dollars_per_gpu_hour=run.dollars_per_gpu_hour,
+        dollars_per_gpu_hour=price_of(run, config),
     )
     links = links_of(config.gpu, config.network_gbit, config.inside_gbyte)
     told = communication_facts(work, links, nodes)

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import ray
 from rich.console import Console
 
 from nanoray.cluster import connection
@@ -145,14 +144,7 @@ def find_slots(config: SweepConfig) -> Slots:
     threads = config.pretrain.threads_per_worker
     if not gpus:
         threads = threads or max(1, cores // (at_once * smallest))
-    return Slots(gpus, at_once, workers, share, threads, device_name(gpus))
-
-
-def device_name(gpus: int) -> str:
-    """Name what workers train on, as Ray knows it."""
-    prefix = "accelerator_type:"
-    kinds = [name for name in ray.cluster_resources() if name.startswith(prefix)]
-    return (kinds[0].removeprefix(prefix).lower() if kinds else "gpu") if gpus else "cpu"
+    return Slots(gpus, at_once, workers, share, threads, connection.device_kind())
 
 
 def begun_base(asked: PretrainConfig, run: RunFolder) -> PretrainConfig:
@@ -262,7 +254,11 @@ def train(
                 write_outcome(trial, Status.STOPPED, f"--max-flops {config.max_flops:g} is spent")
     admission = start_admission(slots.total(config.grid.depths))
     view = SweepView(
-        known, admission, slots.device, most_seconds=config.most_seconds, budget=config.budget
+        known,
+        admission,
+        slots.device,
+        most_seconds=config.most_seconds(slots.device),
+        budget=config.budget,
     )
     pool = Pool(admission, slots.at_once, config.pretrain.max_restarts)
     with view.watching():

@@ -7,6 +7,7 @@ import tyro
 
 from nanoray.config import InputError, flag, require_positive, worker_range
 from nanoray.ops.trials import Grid, check_base, read_numbers
+from nanoray.prices import dollars_per_hour
 from nanoray.stages.pretrain_config import PretrainConfig
 
 
@@ -86,11 +87,10 @@ class SweepConfig:
         given = [f"{flag(name)} {value:g}" for name, value in found.items() if value is not None]
         return " and ".join(given)
 
-    @property
-    def most_seconds(self) -> float | None:
-        """Time of workers that may be spent."""
+    def most_seconds(self, device: str) -> float | None:
+        """Give the time of workers that may be spent, where they train on such a device."""
         hours = [] if self.max_worker_hours is None else [self.max_worker_hours]
-        price = self.pretrain.dollars_per_gpu_hour
+        price = dollars_per_hour(self.pretrain.dollars_per_gpu_hour, device)
         if self.pretrain.max_cost is not None and price > 0:
             hours.append(self.pretrain.max_cost / price)
         return 3600 * min(hours) if hours else None

@@ -25,6 +25,7 @@ from nanoray.data.feed import start_pacer
 from nanoray.data.plan import DataPlan
 from nanoray.events import DONE, INTERRUPTED, append_event
 from nanoray.goodput import read_account
+from nanoray.prices import dollars_per_hour
 from nanoray.progress import RunDisplay
 from nanoray.stages.plan_feed import PlanFeed
 from nanoray.stages.pretrain_config import checkpoint_bytes
@@ -229,7 +230,8 @@ def train_on_cluster(job: TrainingJob) -> None:
 
 def price_of(job: TrainingJob) -> float:
     """Give the price of an hour of the stage's workers, in dollars."""
-    return job.resources.num_workers[1] * job.config.dollars_per_gpu_hour
+    each = dollars_per_hour(job.config.dollars_per_gpu_hour, connection.device_kind())
+    return job.resources.num_workers[1] * each
 
 
 def allowance_of(job: TrainingJob) -> Allowance | None:

@@ -78,7 +78,7 @@ def test_drivers_and_coordinators_are_on_the_head_and_workers_on_spot_nodes(
     try:
         wait_for_step(job, tmp_path, "r", 3)
         where: dict[str, set[str]] = defaultdict(set)
-        alive = [("state", "=", "ALIVE")]
+        alive: list[Any] = [("state", "=", "ALIVE")]  # Any: a filter of Ray
         for actor in list_actors(spot_cluster.address, filters=alive, limit=1000):
             where[actor.class_name].add(str(actor.node_id))
     finally:
