@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from nanoray.credentials import SafeFormatter, without_secrets
+
 FORMAT_VERSION = 1
 """Written into every JSON file of a run, so that a later nanoray knows what it reads."""
 
@@ -166,6 +168,8 @@ class RunConfig:
                 f"--save-every-minutes {self.save_every_minutes:g} is no time. Give 0.5, 10, ..."
             )
         worker_range(self.num_workers)
+        for value in vars(self).values():
+            require_no_secret(str(value))
 
 
 def flag(name: str) -> str:
@@ -190,6 +194,16 @@ def require_between(name: str, value: float, most: float) -> None:
     if not 0 <= value <= most or value == math.inf:
         allowed = "Give 0 or more." if most == math.inf else f"Give a number from 0 to {most}."
         raise InputError(f"{flag(name)} {value} does not work. {allowed}")
+
+
+def require_no_secret(address: str) -> None:
+    """Raise an `InputError` if there is a password, a key or a signature in an address."""
+    safe = without_secrets(address)
+    if safe != address:
+        raise InputError(
+            f"{safe} has a secret in it (***), and addresses are seen in lists of processes, files "
+            "and logs. Give it by the environment or a file, as SECURITY.md says."
+        )
 
 
 def worker_range(num_workers: str | None) -> tuple[int, int] | None:
@@ -261,7 +275,9 @@ def run_job(cls: Any, job: Callable[[Any], object]) -> None:  # Any: a dataclass
     """
     import tyro  # only command lines need it, and a bare GPU machine may lack it
 
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(SafeFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     for package in ("nanoray", "evals"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:
@@ -269,7 +285,7 @@ def run_job(cls: Any, job: Callable[[Any], object]) -> None:  # Any: a dataclass
         result = job(config)
     except (InputError, RunFailedError) as error:
         kind = "stopped" if isinstance(error, RunStoppedError) else "error"
-        print(f"{kind}: {error}", file=sys.stderr)
+        print(without_secrets(f"{kind}: {error}"), file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)
     except BrokenPipeError:  # `--help | head`
         sys.exit(141)

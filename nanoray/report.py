@@ -22,6 +22,7 @@ import numpy as np
 import psutil
 
 from nanoray import __version__
+from nanoray.credentials import without_secrets
 from nanoray.goodput import CATEGORIES, read_account
 from nanoray.metrics import Records, read_metrics
 from nanoray.plots import (
@@ -44,12 +45,6 @@ logger = logging.getLogger(__name__)
 
 SECRET_NAMES = re.compile(
     r"secret|password|credential|(api|access|private)_?key|token$", re.IGNORECASE
-)
-SECRETS_IN_URLS = (
-    # A secret access key may hold slashes: after a colon, all up to the last @ is taken for it.
-    (re.compile(r"://(?:[^\s/@]*:\S*|[^\s/]*)@"), "://***@"),
-    # What follows name= signs an address; a ? without it is a glob.
-    (re.compile(r"(://[^\s?]*\?)[\w.%-]+=\S+"), r"\1***"),
 )
 COMMAND_SECONDS = 10
 """How long git or nvidia-smi may take: the driver of a broken GPU answers never."""
@@ -245,13 +240,6 @@ def table(rows: dict[str, str], look: str = "card") -> str:
 def long_row(value: str) -> str:
     """Give the class of a row whose value is too long for the large type of a tile."""
     return ' class="long"' if len(value) > LONGEST_IN_TILE else ""
-
-
-def without_secrets(text: str) -> str:
-    """Take the credentials of addresses out of a text."""
-    for pattern, replacement in SECRETS_IN_URLS:
-        text = pattern.sub(replacement, text)
-    return text
 
 
 def shown(text: str) -> str:

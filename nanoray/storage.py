@@ -18,7 +18,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from nanoray.config import FORMAT_VERSION, StorageError
+from nanoray.config import FORMAT_VERSION, StorageError, require_no_secret
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +37,10 @@ def open_location(address: str) -> tuple[AbstractFileSystem, str]:
     """Give the filesystem of an address, and the path in it (absolute for a local folder).
 
     Raises:
+        InputError: there is a secret in the address.
         StorageError: an unknown protocol, or one whose package is not installed.
     """
+    require_no_secret(address)
     protocol = address.split("://")[0] if "://" in address else "file"
     try:
         # Listings are read again each time: a cached one would hide a checkpoint that another

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +55,13 @@ class Head:
             cwd=self.checkout,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=480,
         )
+
+    def get(self, path: str) -> httpx.Response:
+        """Ask the dashboard, with the token."""
+        token = {"Authorization": f"Bearer {self.env['RAY_AUTH_TOKEN']}"}
+        return httpx.get(f"{self.url}{path}", headers=token, trust_env=False, timeout=20)
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
@@ -71,12 +76,10 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 def wait_for_answer(head: Head, log: Path) -> None:
     """Wait until the head takes jobs."""
-    token = {"Authorization": f"Bearer {head.env['RAY_AUTH_TOKEN']}"}
     deadline = time.monotonic() + 120
     while True:
         try:
-            answer = httpx.get(f"{head.url}/api/jobs/", headers=token, trust_env=False, timeout=10)
-            if answer.status_code == 200:
+            if head.get("/api/jobs/").status_code == 200:
                 return
         except httpx.HTTPError:
             pass  # it is not listening yet
@@ -86,15 +89,13 @@ def wait_for_answer(head: Head, log: Path) -> None:
 
 
 @contextmanager
-def running_head(
-    *options: object, autoscaling: str = "", more_env: Mapping[str, str] | None = None
-) -> Iterator[Head]:
+def running_head(*options: object, autoscaling: str = "", **variables: str) -> Iterator[Head]:
     """Start a head in a folder of its own, whose path is short enough for sockets.
 
     Args:
         options: of `ray start`, besides ports and folders.
         autoscaling: the autoscaler's config, in which PORT stands for that of the cluster.
-        more_env: of the head.
+        variables: more of them in the environment of the head and of what is submitted.
     """
     place = Path(tempfile.mkdtemp(dir="/tmp"))
     folder, checkout = place / "head", place / "checkout"
@@ -109,6 +110,7 @@ def running_head(
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         **SMALL_MACHINE,
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        **variables,
     }
     arguments = [str(part) for option in ports.items() for part in option]
     arguments += ["--temp-dir", str(place / "ray"), "--disable-usage-stats"]
@@ -119,7 +121,7 @@ def running_head(
     with (place / "log").open("w") as log:
         process = subprocess.Popen(
             [BIN / "ray", "start", "--head", "--block", *arguments, *map(str, options)],
-            env={**env, **(more_env or {})},
+            env=env,
             cwd=folder,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -51,6 +51,8 @@ class Hub:
         self.shards: dict[str, bytes] = {}
         self.faults: dict[str, Fault] = {}
         self.names_checksums = True
+        self.authorization: str | None = None
+        """The header without which everything is refused."""
         self.num_requests = 0
         self.requests: list[tuple[str, str | None]] = []
         self.lock = threading.Lock()
@@ -106,7 +108,9 @@ class HubHandler(BaseHTTPRequestHandler):
         name = self.path.rpartition("/")[2]
         with self.hub.lock:
             self.hub.num_requests += 1
-        if self.path.startswith("/store/"):
+        if self.hub.authorization not in (None, self.headers.get("Authorization")):
+            self.send_error(401)
+        elif self.path.startswith("/store/"):
             self.send_content(name)
         else:
             self.send_redirect(name)

@@ -14,6 +14,7 @@ from nanoray.config import (
     flag,
     from_json,
     identity,
+    require_no_secret,
     to_json,
     worker_range,
 )
@@ -43,6 +44,13 @@ def job(config):
         logging.getLogger("nanoray.somewhere").info("saved step 3")
         logging.getLogger("elsewhere").info("not of interest")
         return None
+    if config.ending == "telling":
+        address = "https://me:sentinel@host/x"
+        try:
+            raise ValueError(address)
+        except ValueError:
+            logging.getLogger("elsewhere").exception("%s failed", address)
+        raise InputError(f"{address} does not answer. Try again.")
     if config.ending == "broken":
         raise RuntimeError("a fault of ours")
     return f"depth {config.depth}"
@@ -229,3 +237,23 @@ def test_a_job_shows_what_nanoray_logs_and_no_chatter_of_others(job: Path) -> No
     assert (done.returncode, done.stdout) == (0, "")
     assert done.stderr.endswith("saved step 3\n")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["storage", "wandb_project"])
+@pytest.mark.parametrize("address", ["s3://key:sentinel@bucket", "https://host/x?sig=sentinel"])
+def test_an_address_with_a_secret_is_refused_without_showing_it(name: str, address: str) -> None:
+    fields: dict[str, Any] = {name: address}
+    with pytest.raises(InputError) as caught:
+        TinyConfig(**fields)
+
+    assert "sentinel" not in str(caught.value)
+    assert "://" in str(caught.value)
+    require_no_secret("abfs://container@account/runs")
+
+
+def test_what_a_job_says_shows_no_secret_of_an_address(job: Path) -> None:
+    done = run(job, "--ending", "telling")
+
+    assert "sentinel" not in done.stdout + done.stderr
+    assert done.stderr.count("https://***@host/x") == 3
+    assert done.returncode == 2

@@ -7,6 +7,7 @@ import zipfile
 from io import BufferedReader
 
 from nanoray.config import DataError
+from nanoray.credentials import without_secrets
 from nanoray.data.download import Downloader, FileKind, Patience, own_part, part_file, put_in_place
 from nanoray.storage import open_location
 
@@ -54,7 +55,7 @@ def fetch_once(url: str, kind: FileKind, other_way: str, patience: Patience | No
         return target
     fs, path = open_location(target)
     part = part_file(fs, path)
-    logger.info("fetching %s", url)
+    logger.info("fetching %s", without_secrets(url))
     downloader = Downloader(patience or Patience(), logger.info, kind)
     try:
         with own_part(part, downloader.stop, logger.info):

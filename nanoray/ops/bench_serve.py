@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from nanoray.config import InputError, require_positive
+from nanoray.config import InputError, require_no_secret, require_positive
 from nanoray.serve.serve_config import api_keys
 
 WORDS = (
@@ -52,6 +52,7 @@ class ServeBench:
     """Target of the time per token after it, for goodput."""
 
     def __post_init__(self) -> None:
+        require_no_secret(self.url)
         for name in ("num_requests", "concurrency", "prompt_words"):
             require_positive(name, getattr(self, name))
         require_positive("answer_tokens", self.answer_tokens, least=2)

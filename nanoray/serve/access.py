@@ -47,8 +47,6 @@ class RequireKey:
         """Say whether a request needs no key, or has one."""
         if scope["path"] in OPEN_PATHS:
             return True
-        if scope.get("method") == "OPTIONS":  # a browser asks without a key whether it may send one
-            return True
         if not self.key_hashes:
             client = scope.get("client")
             return client is not None and is_loopback(client[0])

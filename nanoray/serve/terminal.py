@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.markup import escape
 
-from nanoray.config import InputError
+from nanoray.config import InputError, require_no_secret
 from nanoray.serve.bubbles import Json
 from nanoray.serve.chat_client import Answer, AnswerError, ChatClient
 from nanoray.serve.serve_config import api_keys
@@ -33,6 +33,9 @@ class ChatConfig:
     """Draw among this many likeliest tokens."""
     max_tokens: int | None = None
     """Longest answer; by default as long as the context allows."""
+
+    def __post_init__(self) -> None:
+        require_no_secret(self.url)
 
 
 class Chat:

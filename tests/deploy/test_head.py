@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import shlex
 import subprocess
@@ -16,6 +17,7 @@ from shutil import copytree, ignore_patterns, rmtree
 import httpx
 import psutil
 import pytest
+import ray
 import yaml
 from ray.autoscaler._private.monitor import BASE_READONLY_CONFIG
 
@@ -26,6 +28,16 @@ from tests.running import ROOT, free_ports
 
 pytestmark = pytest.mark.cluster
 
+OPEN_PATHS = {
+    "/",
+    "/favicon.ico",
+    "/api/authentication_mode",
+    "/api/authenticate",  # answers 401 itself
+    "/api/healthz",
+    "/api/gcs_healthz",
+    "/api/local_raylet_healthz",
+}
+"""Of the dashboard: the page itself, which then asks for the token, and whether Ray is alive."""
 OTHER_PORTS = ("--dashboard-agent-listen-port", "--ray-client-server-port", "--metrics-export-port")
 HEAD_NODE = """
 import ray
@@ -128,9 +140,26 @@ def head() -> Iterator[Head]:
 
 def ask(head: Head, path: str, token: str) -> int:
     """Give the status with which the dashboard answers."""
+    return ask_all(head, [("GET", path)], token)["GET", path]
+
+
+def ask_all(head: Head, routes: list[tuple[str, str]], token: str) -> dict[tuple[str, str], int]:
+    """Give the status with which the dashboard answers at each route: method and path."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    answer = httpx.get(f"{head.url}{path}", headers=headers, trust_env=False, timeout=10)
-    return answer.status_code
+    with httpx.Client(base_url=head.url, headers=headers, trust_env=False, timeout=10) as client:
+        return {route: client.request(*route).status_code for route in routes}
+
+
+def dashboard_routes() -> set[tuple[str, str]]:
+    """Read methods and paths of all routes of the dashboard from its source."""
+    folder = Path(ray.__file__).parent / "dashboard"
+    declared = re.compile(r"""@routes\.(get|post|put|delete)\(\s*["']([^"']+)""")
+    found = {
+        (method.upper(), re.sub(r"\{[^}]*\}", "x", path))
+        for file in folder.rglob("*_head.py")
+        for method, path in declared.findall(file.read_text())
+    }
+    return found | {("GET", "/logs"), ("GET", "/nowhere"), ("GET", "/api/nowhere")}
 
 
 def wait_for_jobs(head: Head, process: "subprocess.Popen[bytes]") -> None:
@@ -190,3 +219,15 @@ def test_nobody_else_reaches_the_dashboard(head: Head):
 
     assert listening == {"127.0.0.1"}
     assert statuses == [401, 403, 200]
+
+
+def test_every_route_of_the_dashboard_asks_for_the_token(head: Head):
+    guarded = [route for route in sorted(dashboard_routes()) if route[1] not in OPEN_PATHS]
+
+    without = ask_all(head, [*guarded, ("POST", "/api/authenticate")], "")
+    wrong = ask_all(head, guarded, "0" * 64)
+
+    assert {route: status for route, status in without.items() if status != 401} == {}
+    assert {route: status for route, status in wrong.items() if status != 403} == {}
+    assert {("POST", "/api/jobs/"), ("DELETE", "/api/jobs/x"), ("GET", "/nodes")} <= {*guarded}
+    assert len(guarded) > 50

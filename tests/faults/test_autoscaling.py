@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
@@ -74,18 +73,13 @@ def head() -> Iterator[Head]:
         **HEALTH_CHECKS,
     }
     config = json.dumps(AUTOSCALING)  # which is YAML, too
-    with running_head("--num-cpus", 0, autoscaling=config, more_env=env) as started:
+    with running_head("--num-cpus", 0, autoscaling=config, **env) as started:
         yield started
 
 
 def nodes(head: Head) -> list[str]:
     """List the nodes that live, without the head."""
-    answer = httpx.get(
-        f"{head.url}/nodes?view=summary",
-        headers={"Authorization": f"Bearer {head.env['RAY_AUTH_TOKEN']}"},
-        trust_env=False,
-        timeout=30,
-    )
+    answer = head.get("/nodes?view=summary")
     answer.raise_for_status()
     states = [node["raylet"] for node in answer.json()["data"]["summary"]]
     living = [state["nodeId"] for state in states if state["state"] == "ALIVE"]

@@ -80,9 +80,9 @@ def test_nothing_else_opens_any_route(headers: dict[str, str], path: str) -> Non
     assert ask(headers, path=path, client=("127.0.0.1", 5000)) == 401
 
 
-def test_health_and_the_question_of_a_browser_need_no_key() -> None:
+def test_health_alone_needs_no_key() -> None:
     assert ask(path="/health") == "passed"
-    assert ask(method="OPTIONS") == "passed"
+    assert ask(method="OPTIONS") == 401
 
 
 def test_a_websocket_without_key_is_closed() -> None:

@@ -1,0 +1,32 @@
+"""Secrets that stand in addresses: what they look like, and texts without them."""
+
+import logging
+import re
+
+SECRETS_IN_URLS = (
+    # A secret access key may hold slashes: after a colon, all up to the last @ is taken for it,
+    # unless the colon begins a port.
+    (re.compile(r"://[^\s/@:\[]*:(?!\d*(?:[/?#\s]|$))\S*@"), "://***@"),
+    # Elsewhere, as in sftp:// and abfs://, a lone name before the @ is no secret.
+    (re.compile(r"\b(https?|s3|gs|gcs)://[^\s/@]*@"), r"\1://***@"),
+    # What follows name= signs an address; a ? without it is a glob.
+    (re.compile(r"(://[^\s?]*\?)[\w.%-]+=\S+"), r"\1***"),
+)
+
+
+def without_secrets(text: str) -> str:
+    """Take the credentials of addresses out of a text."""
+    for pattern, replacement in SECRETS_IN_URLS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+class SafeFormatter(logging.Formatter):
+    """Writes log lines, tracebacks included, without the credentials of addresses.
+
+    They come in the environment, as that of HF_ENDPOINT, and libraries put them into their errors.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one line."""
+        return without_secrets(super().format(record))
