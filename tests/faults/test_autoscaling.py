@@ -121,7 +121,9 @@ def test_nodes_come_for_a_job_one_is_lost_another_comes_and_all_leave(
 
     command = ("python", "jobs/pretrain.py", "--run", "story", *flags, "--cpus-per-worker", 2)
     began = time.monotonic()
-    submitted = head.job("submit", "--submission-id", "story", "--no-wait", "--", *command)
+    submitted = head.job(
+        "submit", "--working-dir", ".", "--submission-id", "story", "--no-wait", "--", *command
+    )
     assert submitted.returncode == 0, submitted.stderr
     times["two nodes"] = wait_until(lambda: len(nodes(head)) == 2, "two nodes", head)
     wait_until(lambda: current_step(head.runs, "story") > 60, "sixty steps", head)
