@@ -42,6 +42,7 @@ MAY_IMPORT_RAY = [
     "nanoray/cluster/group.py",
     "nanoray/cluster/growth.py",
     "nanoray/cluster/monitor.py",
+    "nanoray/cluster/network.py",
     "nanoray/cluster/reservations.py",
     "nanoray/cluster/watchdog.py",
     "nanoray/data/feed.py",
