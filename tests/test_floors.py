@@ -44,6 +44,7 @@ MAY_IMPORT_RAY = [
     "nanoray/cluster/group.py",
     "nanoray/cluster/growth.py",
     "nanoray/cluster/monitor.py",
+    "nanoray/cluster/network.py",
     "nanoray/cluster/pending.py",
     "nanoray/cluster/placement.py",
     "nanoray/cluster/reservations.py",

@@ -21,7 +21,7 @@ import torch
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.data import DataIterator, Dataset, ExecutionOptions
 from ray.train import DataConfig, FailureConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanoray.cluster.connection import Resources
@@ -29,6 +29,7 @@ from nanoray.cluster.deadline import Allowance, Deadline
 from nanoray.cluster.gauges import FailureGauge, RunGauges
 from nanoray.cluster.growth import NEVER_SECONDS, Growth
 from nanoray.cluster.monitor import Pulse, forward_logs, start_monitor
+from nanoray.cluster.network import NodeNetworkConfig
 from nanoray.cluster.pending import Pending
 from nanoray.cluster.recovery import Decision, Failure, RetryBudget, describe_failure, of_group
 from nanoray.cluster.reservations import Reservations, refresh
@@ -182,7 +183,7 @@ def make_trainer(group: Group, folder: RunFolder, own: str, monitor: Actor) -> T
             resources_per_worker=resources.each(),
             elastic_resize_monitor_interval_s=NEVER_SECONDS,
         ),
-        torch_config=TorchConfig(
+        torch_config=NodeNetworkConfig(
             backend="nccl" if resources.use_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_SECONDS
         ),
         run_config=ray.train.RunConfig(

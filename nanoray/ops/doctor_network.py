@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from nanoray.cluster.network import choose_interface
+
 JOIN_SECONDS = 30.0
 """How long workers wait for each other: a port that a firewall closes is never answered."""
 LATENCY_BYTES = 8
@@ -122,6 +124,7 @@ class BenchWorker:
             size: how many workers there are.
             groups: the ranks of each; every worker gives the same.
         """
+        choose_interface()
         dist.init_process_group(
             "nccl" if self.device.type == "cuda" else "gloo",
             init_method=f"tcp://{host}:{port}",

@@ -1,0 +1,63 @@
+"""How the workers of a group meet: on the network by which Ray's nodes know each other.
+
+Left to itself, gloo binds to the address that the host's name has. On Debian and in many images
+that is 127.0.0.1 or 127.0.1.1, at which no other host can be reached.
+"""
+
+import logging
+import os
+from typing import Any
+
+import psutil
+import ray
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+
+logger = logging.getLogger(__name__)
+
+GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+
+
+def interface_of(address: str) -> str | None:
+    """Name the network interface that has an address; None where none has it, as behind NAT."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == address for each in addresses):
+            return name
+    return None
+
+
+def choose_interface() -> None:
+    """Let gloo in this process use the interface of its node's address, unless one is set."""
+    name = interface_of(ray.util.get_node_ip_address())
+    if name is not None:
+        os.environ.setdefault(GLOO_INTERFACE, name)
+
+
+class NodeNetworkBackend(_TorchBackend):
+    """Sets up torch's process group on the nodes' own network."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:  # Any: Ray's, handed on
+        """Choose the interface in every worker, and let them look for each other.
+
+        Raises:
+            WorkerGroupStartupFailedError: one did not find the others. Ray Train starts the group
+                again after this error; after the worker's own it would end the run, and a host can
+                be lost at this moment as at any other.
+        """
+        worker_group.execute(choose_interface)
+        try:
+            super().on_start(worker_group, backend_config)
+        except ray.exceptions.RayTaskError as error:
+            reason = str(error.cause).strip().partition("\n")[0]
+            logger.warning("the workers did not find each other: %s", reason)
+            raise WorkerGroupStartupFailedError(reason) from error
+
+
+class NodeNetworkConfig(TorchConfig):
+    """Ray Train's settings of torch, with that network."""
+
+    @property
+    def backend_cls(self) -> type[NodeNetworkBackend]:
+        """Give what Ray Train sets workers up with."""
+        return NodeNetworkBackend
