@@ -1,6 +1,7 @@
 """The cable of a host is pulled in the middle of a run: it goes on, equal to the undisturbed one.
 
 Storage is one folder for all hosts, so who is cut off from the others is not cut off from that.
+What a test hides from a host are the checkpoints alone: readers of the data may run there.
 """
 
 import json
@@ -72,6 +73,7 @@ class Run:
         """Wait, and look that no checkpoint changes meanwhile; gives the moment."""
         deadline = time.time() + LONGEST_WAIT_SECONDS
         while not is_true():
+            assert self.process.poll() in (None, 0), self.output()
             assert time.time() < deadline, f"not {what}:\n{self.output()}"
             self.check_that_no_checkpoint_changed()
             time.sleep(0.1)
@@ -181,14 +183,14 @@ def test_who_was_cut_off_with_a_save_under_way_commits_nothing_over_his_successo
     with network.run("split") as run:
         run.wait_until("half way", lambda: current_step(run.storage, run.name) >= STEPS // 2 - 15)
         host, worker = network.host_of_rank_0(run)
-        host.hide(network.storage)
+        host.hide(run.folder("checkpoints"))
         run.wait_until("failed to save", lambda: "could not be saved" in run.output())
         host.cut()
         cut = time.time()
         noticed = run.wait_until("noticed", lambda: "marked dead" in run.output())
         run.wait_until("replaced", lambda: "attempt 2 starts" in run.output())
         waited = RETRIES in stack_of(worker)
-        host.show(network.storage)
+        host.show(run.folder("checkpoints"))
         run.wait_until("tried again", lambda: RETRIES not in stack_of(worker))
         assert worker.is_running()
         result = run.finish()
