@@ -11,11 +11,14 @@ import ray
 from ray.util import placement_group_table
 
 from nanoray.cluster.connection import Resources, cluster_total
+from nanoray.cluster.monitor import Beat
 from nanoray.cluster.turns import TELL_SECONDS, amount
 from nanoray.data.feed import Actor
 from nanoray.progress import duration
 
 LOOK_SECONDS = 5.0
+QUIET_SECONDS = 10.0
+"""Ranks that were heard of since then are at work; those of a lost group fall silent."""
 
 
 class Pending:
@@ -33,7 +36,9 @@ class Pending:
         if now - self.looked < LOOK_SECONDS:
             return
         self.looked = now
-        if ray.get(self.monitor.silences.remote()) or not self._is_asked_for():
+        beats: list[Beat] = ray.get(self.monitor.silences.remote())
+        are_at_work = any(beat.age_seconds < QUIET_SECONDS for beat in beats)
+        if are_at_work or not self._is_asked_for():
             self.since = None
         elif self.since is None:  # a group that finds room at once is asked for just as well
             self.since, self.told = now, 0.0
