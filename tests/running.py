@@ -20,7 +20,7 @@ from tests.support import embedded_text, write_parquet
 
 ROOT = Path(__file__).parents[1]
 
-LONGEST_WAIT_SECONDS = 180.0
+LONGEST_WAIT_SECONDS = 420.0
 """For a step."""
 
 HOLD_A_CLUSTER = """
