@@ -8,8 +8,8 @@ import numpy as np
 from nanoray.config import InputError
 from nanoray.model.scaling import flops_per_token, gpt_config, num_parameters
 from nanoray.ops.scaling_law import Array, Cost, Points
-from nanoray.ops.trial_table import Status, TrialRow
-from nanoray.storage import RunFolder
+from nanoray.ops.trial_table import SWEEP_FILE, Status, TrialRow
+from nanoray.storage import RunFolder, read_json
 
 DEEPEST = 256
 """Blocks up to which costs are known."""
@@ -146,12 +146,18 @@ def notes_on(used: list[TrialRow], shape: Shape) -> list[str]:
 
 
 def data_of(rows: list[TrialRow], sweep: str) -> str | None:
-    """Say what the trials were trained on, from the config of the first that tells; None if none.
+    """Say what the trials were trained on, as the sweep was told; None if nothing tells.
+
+    A trial's own config names the place of the shards, which is no name of a dataset.
 
     Args:
         rows: trials.
         sweep: folder or address of the sweep, in which their runs are.
     """
+    run = RunFolder(sweep, ".")
+    begun = read_json(run.fs, run.path(SWEEP_FILE))
+    if begun is not None:
+        return begun["base"]["data"] or "embedded texts"
     for row in rows:
         config = RunFolder(sweep, row.name).stage("pretrain").read_config()
         if config is not None:

@@ -22,7 +22,7 @@ from nanoray.ops.sweep_config import SweepConfig
 from nanoray.ops.sweep_view import Shown, SweepView, as_table, look_at
 from nanoray.ops.trial_branch import steps_taken_over
 from nanoray.ops.trial_rows import folder_of, is_done, write_outcome
-from nanoray.ops.trial_table import TABLE_FILE, Status, TrialRow, write_trials
+from nanoray.ops.trial_table import SWEEP_FILE, TABLE_FILE, Status, TrialRow, write_trials
 from nanoray.ops.trials import (
     Surroundings,
     Trial,
@@ -40,8 +40,6 @@ from nanoray.storage import RunFolder, read_json, write_file, write_json
 from nanoray.text.tokenizer_file import save_tokenizer
 
 logger = logging.getLogger(__name__)
-
-SWEEP_FILE = "sweep.json"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,8 @@ from nanoray.config import FORMAT_VERSION, StorageError
 from nanoray.storage import open_location, write_file
 
 TABLE_FILE = "trials.parquet"
+SWEEP_FILE = "sweep.json"
+"""What the trials of a sweep have in common, as it began, and their configs."""
 
 
 class Status(enum.StrEnum):

@@ -81,3 +81,14 @@ def test_the_data_are_read_from_the_config_of_a_trial(tmp_path: Path) -> None:
 
     assert data_of(rows, str(tmp_path)) == "fineweb-edu"
     assert data_of(rows[1:], str(tmp_path)) == "embedded texts"
+
+
+def test_a_sweep_keeps_the_name_of_its_data_and_its_trials_the_place(tmp_path: Path) -> None:
+    rows = trials([4], ratios=[5])
+    stage = tmp_path / rows[0].name / "pretrain"
+    stage.mkdir(parents=True)
+    (stage / "config.json").write_text(json.dumps({"data": "/cache/fineweb-edu"}))
+    for named, told in (("fineweb-edu", "fineweb-edu"), (None, "embedded texts")):
+        (tmp_path / "sweep.json").write_text(json.dumps({"base": {"data": named}, "trials": {}}))
+
+        assert data_of(rows, str(tmp_path)) == told
