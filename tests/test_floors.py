@@ -59,7 +59,6 @@ MAY_IMPORT_RAY = [
     "nanoray/ops/local_cluster.py",
     "nanoray/ops/launch.py",
     "nanoray/ops/launch_arguments.py",
-    "nanoray/ops/sweep.py",
     "nanoray/ops/sweep_view.py",
     "nanoray/ops/tune_trials.py",
     "nanoray/rl/rollout_workers.py",
