@@ -106,14 +106,16 @@ def examine(config: PretrainConfig) -> None:
     Raises:
         InputError: something would stop the run, and it has not begun.
     """
+    if config.doctor == "never":
+        return
     run = open_run(config, connection.absolute_address(config.storage or "runs"))
+    is_done = run.folder.name in run.folder.run.read_state().get("stages_done", [])
+    if is_done and not config.fresh:
+        return
     resources = connection.choose_resources(run.config)
     most = resources.num_workers[1]
     is_large = resources.use_gpu and most >= LARGE_RUN_GPUS
-    is_done = run.folder.name in run.folder.run.read_state().get("stages_done", [])
-    if config.doctor == "never" or (config.doctor == "auto" and not is_large):
-        return
-    if is_done and not config.fresh:
+    if config.doctor == "auto" and not is_large:
         return
     are_up = not resources.use_gpu or connection.gpus_present() >= most
     if not are_up:

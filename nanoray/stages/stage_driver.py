@@ -256,14 +256,13 @@ def allowance_of(job: TrainingJob) -> Allowance | None:
 
 @contextlib.contextmanager
 def recorded(
-    folder: StageFolder, patience_seconds: float, dollars_per_hour: float | None = None
+    folder: StageFolder, patience_seconds: float, price: float | None = None
 ) -> Iterator[None]:
-    """Record when the job asks the cluster for workers, for what price, and how that ended.
+    """Record when the job asks the cluster for workers, for how many dollars an hour, and how that ended.
 
     A run that has ended well waits for its storage; one that failed tells of its own failure.
     """
-    price = {} if dollars_per_hour is None else {"dollars_per_hour": dollars_per_hour}
-    append_event(folder, "submit", **price)
+    append_event(folder, "submit", **({} if price is None else {"dollars_per_hour": price}))
     try:
         yield
     except BaseException as error:
