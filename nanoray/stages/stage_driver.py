@@ -258,7 +258,7 @@ def allowance_of(job: TrainingJob) -> Allowance | None:
 def recorded(
     folder: StageFolder, patience_seconds: float, price: float | None = None
 ) -> Iterator[None]:
-    """Record when the job asks the cluster for workers, for how many dollars an hour, and how that ended.
+    """Record when the job asks the cluster for workers, the price of an hour, and how it ended.
 
     A run that has ended well waits for its storage; one that failed tells of its own failure.
     """
