@@ -1,0 +1,204 @@
+"""What a reader of the documents does, at a size that this machine can do in minutes.
+
+Each step is a documented command with flags behind it, which count instead of its own.
+"""
+
+import shlex
+from dataclasses import dataclass
+
+WORKERS = "--eager --threads-per-worker 1 --cpus-per-worker 1"
+BATCH = f"--total-batch-tokens 1024 --device-batch-size 1 --validation-tokens 2048 {WORKERS}"
+MODEL = f"--head-dim 32 --vocab-size 400 --max-seq-len 512 --data {{data}} {BATCH}"
+LESSONS = "--mixture identity=100,simplespelling=100 --words embedded --num-steps 8"
+ROLLOUTS = (
+    "--num-steps 2 --examples-per-step 2 --num-samples 2 --max-new-tokens 8 --device-batch-size 4 "
+    f"--validation-questions 2 --validation-samples 2 {WORKERS}"
+)
+QUESTIONS = "--eval-bundle {bundle} --hub-dir {hub} --words embedded --max-per-task 4"
+BENCH = "--depth 1 --vocab-size 400 --seconds 2 --skip-seconds 0 --eager --data {data}"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A documented command, and what counts instead of its own flags."""
+
+    command: str
+    instead: str = ""
+    tells: str = ""
+    """What is among the words that it prints."""
+
+    def words(self, names: dict[str, str]) -> list[str]:
+        """Give the command as it is run."""
+        own = [names.get(word, word) for word in shlex.split(self.command)]
+        return own + shlex.split(self.instead.format(**names))
+
+
+def prefixed(stage: str, flags: str) -> str:
+    """Give flags of a stage as the pipeline takes them."""
+    return flags.replace("--", f"--{stage}.")
+
+
+PIPELINE = " ".join(
+    (
+        "--run p --depth 1 --eval-tasks core,identity --eval-max-per-task 4",
+        "--eval-bundle {bundle} --words embedded",
+        prefixed("pretrain", f"{MODEL} --num-steps 8"),
+        prefixed("midtrain", f"{BATCH} --mixture identity=100,simplespelling=100 --num-steps 8"),
+        prefixed("sft", f"{BATCH} --mixture identity=100,simplespelling=100 --num-steps 8"),
+        prefixed("rl", f"--tasks identity {ROLLOUTS}"),
+    )
+)
+
+STORY = (
+    Step("python jobs/plan.py --depth 34 --tokens-per-param 40", tells="2.2"),
+    Step("python jobs/plan.py --depth 34 --tokens-per-param 40 --nodes 8", tells="8 nodes"),
+    Step("python jobs/tokenizer.py --data FOLDER --vocab-size 65536", "--vocab-size 400"),
+    Step(
+        "python jobs/pretrain.py --run d34 --depth 34 --data fineweb-edu --tokens-per-param 40",
+        f"--depth 1 --tokens-per-param 0.5 --save-every 20 {MODEL}",
+        tells="report: ",
+    ),
+    Step(
+        "python jobs/doctor.py --run d34 --depth 34 --data fineweb-edu",
+        f"--depth 1 {MODEL}",
+        tells="tokenizer",
+    ),
+    Step(
+        "python jobs/doctor.py --run d34 --depth 34 --data fineweb-edu --quick",
+        f"--depth 1 {MODEL}",
+        tells="tokenizer",
+    ),
+    Step("python jobs/report.py d34", tells="d34"),
+    Step(
+        "python jobs/pretrain.py --run d34 --depth 34 --core-every 5000",
+        f"--run core --depth 1 --num-steps 40 --core-every 20 --core-max-per-task 4 {MODEL} "
+        "--eval-bundle {bundle}",
+        tells="step 40: CORE",
+    ),
+    Step("python jobs/midtrain.py --run d34", f"{BATCH} {LESSONS}"),
+    Step("python jobs/sft.py --run d34", f"{BATCH} {LESSONS}"),
+    Step(
+        "python jobs/sft.py --run mine --from d34/midtrain --data own.jsonl "
+        "--mixture 'data*2,identity'",
+        f"{BATCH} --num-steps 8",
+    ),
+    Step("python jobs/rl.py --run d34 --tasks gsm8k", f"{ROLLOUTS} --hub-dir {{hub}}"),
+    Step("python jobs/pipeline.py --depth 34", PIPELINE),
+    Step("python jobs/evaluate.py --run d34 --tasks core,chat", QUESTIONS, tells="ChatCORE"),
+    Step(
+        "python jobs/evaluate.py --run d34 --tasks hellaswag,gsm8k --max-per-task 500",
+        f"{QUESTIONS} --tasks colors,gsm8k",
+        tells="gsm8k",
+    ),
+    Step(
+        "python jobs/evaluate.py --compare d34/sft d34/rl --tasks chat",
+        QUESTIONS,
+        tells="ChatCORE",
+    ),
+    Step(
+        "python jobs/evaluate.py --hugging-face FOLDER",
+        "--hugging-face {model} --eval-bundle {bundle} --max-per-task 4",
+        tells="CORE",
+    ),
+    Step("python jobs/report.py d34 --card", tells="SFT"),
+    Step(
+        "python jobs/contamination.py --data climbmix --tasks core,chat",
+        "--data {data} --eval-bundle {bundle} --hub-dir {hub} --words embedded",
+        tells="gsm8k",
+    ),
+    Step(
+        "python jobs/sweep.py --run small --depths 10,12,14,16 --ratios 5,10,20,40 --branch",
+        f"--depths 1,2,3 --ratios 0.1,0.2,0.4 {MODEL}",
+        tells="forecast: python jobs/forecast.py small",
+    ),
+    Step(
+        "python jobs/sweep.py --run idea --depths 10,12,14 --ratios 10,20 --seeds 1,2 "
+        "--matrix-lr 0.03",
+        f"--depths 1,2 --ratios 0.1,0.2 {MODEL}",
+    ),
+    Step("python jobs/sweep.py --compare small idea", tells="multiplier"),
+    Step("python jobs/forecast.py small --depth 34 --ratio 40 --gpu h100", tells="dollars"),
+    Step("python jobs/bench.py train --depth 12", BENCH, tells="tokens"),
+    Step(
+        "python jobs/bench.py train --data ../shared/data/text --dtype bfloat16",
+        BENCH,
+        tells="tokens",
+    ),
+    Step(
+        "python jobs/bench.py train --data ../shared/data/text --dtype float32",
+        BENCH,
+        tells="tokens",
+    ),
+    Step(
+        "python jobs/bench.py stream --data ../shared/data/text --repeats 1",
+        "--data embedded --depth 1 --seconds 3 --skip-seconds 1",
+    ),
+)
+"""What ends by itself, on a cluster that runs, in an order in which each finds what it needs."""
+
+SUBMITTED = (
+    Step(
+        "ray job submit --working-dir . -- python jobs/pretrain.py --run try --depth 4 "
+        "--num-steps 100",
+        f"--depth 1 --num-steps 20 {MODEL}",
+        tells="report: ",
+    ),
+    Step(
+        "ray job submit -- python jobs/pretrain.py --run try --depth 4 --num-steps 100",
+        f"--run again --depth 1 --num-steps 20 {MODEL}",
+        tells="report: ",
+    ),
+)
+"""What goes through the job server."""
+
+SERVERS = (
+    Step("python jobs/serve.py --run demo", "--run d34 --port {port} --dtype float32"),
+    Step("serve run serve_app:app run=demo", "run=d34 port={port} dtype=float32"),
+    Step(
+        "NANORAY_API_KEYS=first-key,second-key python jobs/serve.py --run demo --host 0.0.0.0",
+        "--run d34 --port {port} --dtype float32",
+    ),
+)
+"""What goes on until it is ended."""
+
+CLIENTS = (
+    Step("python jobs/chat.py", "--url {url} --prompt hello --max-tokens 8"),
+    Step(
+        "python jobs/bench.py serve --concurrency 16",
+        "--url {url} --concurrency 2 --num-requests 4 --warm-up 1",
+        tells="tokens",
+    ),
+)
+"""What talks to each of them."""
+
+ELSEWHERE = {
+    "git clone '<this' 'repository>' nanoray": "the checkout that this is",
+    "cd nanoray": "the checkout that this is",
+    "source .venv/bin/activate": "the environment that this is",
+    "make pretrain": "tests/deploy/test_make.py",
+    "make demo": "tests/deploy/test_make.py",
+    "make test": "what runs this",
+    "make test-slow": "what runs this",
+    "make check": "what runs this",
+    "bash scripts/gpu_check.sh": "needs a GPU",
+    "export RAY_AUTH_MODE=token": "set for all steps",
+    "ray start --head": "tests/heads.py, with ports of its own",
+    "ray start --head --dashboard-host=127.0.0.1": "tests/heads.py, with ports of its own",
+    "RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000 "
+    "RAY_health_check_failure_threshold=5 ray start --head": "tests/faults/test_autoscaling.py",
+    "ray stop": "would end the Ray of everybody on this machine",
+    "ray get-auth-token --generate": "tests/deploy/test_scripts.py, as part of deploy/slurm.sh",
+    "ray get-auth-token --generate '>' /dev/null": "tests/deploy/test_scripts.py, likewise",
+    "chmod 600 '~/.ray/auth_token'": "a shell's own",
+    "python jobs/data.py --data fineweb-edu --depth 34 --tokens-per-param 40": "needs the network; "
+    "tests/ops/test_fetch.py has a hub of its own",
+    "ray job submit --working-dir . -- python jobs/pretrain.py --run d34 --depth 34 "
+    "--storage s3://bucket/runs": "tests/stages/test_object_store.py",
+    "python jobs/chaos.py --faults worker node --seeds 5": "tests/faults/test_chaos.py",
+    "python jobs/chaos.py --faults worker freeze driver node --seeds 5": "tests/faults/"
+    "test_chaos.py",
+    "python jobs/chaos.py --faults worker driver node --per-run 10 "
+    "'--pretrain=--depth 4 --num-steps 2000 --save-every 50'": "tests/faults/test_chaos.py",
+    "python jobs/forecast.py --grade d34": "tests/ops/test_forecast.py",
+}
+"""Documented commands that are not part of the story: where they are run, or what they need."""
