@@ -20,7 +20,7 @@ from nanoray.ops.doctor import DoctorConfig, attempt
 from nanoray.ops.doctor_findings import Status
 from nanoray.storage import RunFolder, write_json
 from nanoray.text.tokenizer_file import save_tokenizer
-from tests.running import ROOT, TINY, Cluster, run_job, start_cluster, start_job
+from tests.running import ROOT, TINY, Cluster, run_job, small_corpus, start_cluster, start_job
 from tests.support import tiny_tokenizer, write_parquet
 
 FLAGS = ("--num-steps", 4, *TINY)
@@ -161,16 +161,14 @@ def test_a_slow_storage_and_too_many_workers_are_found(cluster: Cluster, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_the_doctor_stops_a_run_before_its_first_start_only(
-    cluster: Cluster, tmp_path: Path, data: Path
-):
+def test_the_doctor_stops_a_run_before_its_first_start_only(cluster: Cluster, tmp_path: Path):
     """Checkpoints that are to be saved faster than any storage takes them."""
     storage = tmp_path / "runs"
-    flags = ("--run", "r", "--storage", storage, "--data", data, *FLAGS)
+    flags = ("--run", "r", "--storage", storage, "--data", small_corpus(tmp_path / "text"), *FLAGS)
     asked = ("--doctor", "always", "--save-every-minutes", 1e-7)
 
     code, output = run_job("pretrain.py", *flags, *asked, env=cluster.environment())
-    assert code == 1
+    assert code == 2
     assert "error: The doctor found what would stop this run: storage: too slow" in output
     assert output.rstrip().endswith("Mend it, or give --doctor never.")
     assert not (storage / "r").exists()

@@ -116,4 +116,7 @@ def test_sixteen_trials_killed_twice_equal_undisturbed_ones_and_a_shell_loop(
         once = read_run(tmp_path / "calm/sweep", name)
         assert once == read_run(tmp_path / "killed/sweep", name)
         flops = min(FLOPS, key=lambda given: abs(float(given) / row.flops - 1))
-        assert once == read_run(tmp_path / "loop", f"{row.depth}-{flops}")
+        alone = read_run(tmp_path / "loop", f"{row.depth}-{flops}")
+        # A branch has the validations of its trunk up to where it begins: at other steps, then.
+        assert once.pop("bits_per_byte")[-1] == alone.pop("bits_per_byte")[-1]
+        assert once == alone
