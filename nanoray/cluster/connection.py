@@ -7,6 +7,8 @@ import logging
 import math
 import os
 import socket
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,9 @@ SMALL_MACHINE = {
 }
 """Settings for starting Ray on a machine with few CPUs."""
 CONNECT_TIMEOUT_SECONDS = 10
+AUTOSCALER_SECONDS = 60.0
+"""What is waited for the autoscaler of a head that has just started."""
+LOOK_SECONDS = 0.5
 MESSAGE_CHARS = 200
 LEAST_CPUS_PER_WORKER = 0.125
 GPU_WORKER_CPUS = 8.0
@@ -84,6 +89,17 @@ def connect(address: str | None = None, *, least_cpus: int = 2) -> None:
         if "AuthenticationError" in str(error.__cause__):
             raise _token_refused(address) from error
         raise _no_answer(address) from error
+    wait_for_cpus(cluster_total, AUTOSCALER_SECONDS)
+
+
+def wait_for_cpus(total: Callable[[], dict[str, float]], seconds: float) -> None:
+    """Wait until a cluster has CPUs, or can have them.
+
+    A head without CPUs has none until its autoscaler, which starts after it, says what may come.
+    """
+    deadline = time.monotonic() + seconds
+    while total()["CPU"] == 0 and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS)
 
 
 def shorten_messages() -> None:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from nanoray.cluster.connection import (
     launch_folder,
     shorten_messages,
     started_cluster,
+    wait_for_cpus,
 )
 from nanoray.cluster.connection import (
     connect as connect_to_ray,
@@ -393,3 +395,19 @@ def test_ray_data_polls_nothing_behind_our_back() -> None:
     collector = pytest.importorskip("ray.data._internal.usage.collector")
 
     assert collector.usage_collection_disabled()
+
+
+def test_a_cluster_without_cpus_is_given_time_to_say_which_may_come() -> None:
+    totals = iter([0.0, 0.0, 16.0])
+
+    wait_for_cpus(lambda: {"CPU": next(totals)}, seconds=60.0)
+
+    assert next(totals, None) is None
+
+
+def test_a_cluster_that_never_has_cpus_is_not_waited_for_longer_than_that() -> None:
+    began = time.monotonic()
+
+    wait_for_cpus(lambda: {"CPU": 0.0}, seconds=0.6)
+
+    assert time.monotonic() - began >= 0.6
