@@ -90,19 +90,18 @@ def wait_for_answer(head: Head, log: Path) -> None:
 
 @contextmanager
 def running_head(
-    *options: object, autoscaling: str = "", in_checkout: bool = False, **variables: str
+    *options: object, autoscaling: str = "", start_in: str = "head", **variables: str
 ) -> Iterator[Head]:
     """Start a head in a folder of its own, whose path is short enough for sockets.
 
     Args:
         options: of `ray start`, besides ports and folders.
-        in_checkout: start it in the checkout, as the documents say.
+        start_in: a folder of its own, or "checkout", as the documents say.
         autoscaling: the autoscaler's config, in which PORT stands for that of the cluster.
         variables: more of them in the environment of the head and of what is submitted.
     """
     place = Path(tempfile.mkdtemp(dir="/tmp"))
-    checkout = place / "checkout"
-    folder = checkout if in_checkout else place / "head"
+    folder, checkout = place / start_in, place / "checkout"
     unwanted = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, checkout, ignore=unwanted)
     small_corpus(folder / "data")

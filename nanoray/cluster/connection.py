@@ -7,8 +7,6 @@ import logging
 import math
 import os
 import socket
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +14,7 @@ import psutil
 import ray
 from ray._private import services, worker
 
+from nanoray.cluster.autoscaler import possible_nodes
 from nanoray.config import InputError, RunConfig, worker_range
 from nanoray.data.feed import STREAM_CPUS
 
@@ -29,9 +28,6 @@ SMALL_MACHINE = {
 }
 """Settings for starting Ray on a machine with few CPUs."""
 CONNECT_TIMEOUT_SECONDS = 10
-AUTOSCALER_SECONDS = 60.0
-"""What is waited for the autoscaler of a head that has just started."""
-LOOK_SECONDS = 0.5
 MESSAGE_CHARS = 200
 LEAST_CPUS_PER_WORKER = 0.125
 GPU_WORKER_CPUS = 8.0
@@ -89,17 +85,6 @@ def connect(address: str | None = None, *, least_cpus: int = 2) -> None:
         if "AuthenticationError" in str(error.__cause__):
             raise _token_refused(address) from error
         raise _no_answer(address) from error
-    wait_for_cpus(cluster_total, AUTOSCALER_SECONDS)
-
-
-def wait_for_cpus(total: Callable[[], dict[str, float]], seconds: float) -> None:
-    """Wait until a cluster has CPUs, or can have them.
-
-    A head without CPUs has none until its autoscaler, which starts after it, says what may come.
-    """
-    deadline = time.monotonic() + seconds
-    while total()["CPU"] == 0 and time.monotonic() < deadline:
-        time.sleep(LOOK_SECONDS)
 
 
 def shorten_messages() -> None:
@@ -310,7 +295,9 @@ def node_cpus(total: float) -> list[float]:
         total: CPUs of the cluster, at its autoscaler's maximum.
     """
     alive = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-    nodes = [float(cpus) for cpus in alive if cpus >= 1] or [total]
+    nodes = [float(cpus) for cpus in alive if cpus >= 1]
+    if not nodes:
+        nodes = [max((node["CPU"] for node in nodes_to_come()), default=total)]
     while sum(nodes) + 1 <= total:
         nodes.append(min(max(nodes), total - sum(nodes)))
     return nodes
@@ -333,7 +320,17 @@ def gpus_present() -> int:
 def cluster_total() -> dict[str, float]:
     """Give the CPUs and GPUs that the cluster has, or has at its autoscaler's maximum."""
     most = ray._private.state.state.get_max_resources_from_cluster_config() or {}
-    now = ray.cluster_resources()
+    now, to_come = ray.cluster_resources(), nodes_to_come()
     return {
-        name: max(float(now.get(name, 0)), float(most.get(name) or 0)) for name in ("CPU", "GPU")
+        name: max(
+            float(now.get(name, 0)),
+            float(most.get(name) or 0),
+            sum(node[name] for node in to_come),
+        )
+        for name in ("CPU", "GPU")
     }
+
+
+def nodes_to_come() -> list[dict[str, float]]:
+    """List the CPUs and GPUs of each node that the cluster's autoscaler may have at a time."""
+    return possible_nodes(ray.get_runtime_context().gcs_address)

@@ -5,9 +5,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +23,6 @@ from nanoray.cluster.connection import (
     launch_folder,
     shorten_messages,
     started_cluster,
-    wait_for_cpus,
 )
 from nanoray.cluster.connection import (
     connect as connect_to_ray,
@@ -98,6 +97,8 @@ def has(
     monkeypatch.setattr(ray, "cluster_resources", lambda: now)
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     monkeypatch.setattr(state, "get_max_resources_from_cluster_config", lambda: most)
+    here = SimpleNamespace(gcs_address="192.0.2.1:1")
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: here)
 
 
 @pytest.mark.cluster
@@ -395,19 +396,3 @@ def test_ray_data_polls_nothing_behind_our_back() -> None:
     collector = pytest.importorskip("ray.data._internal.usage.collector")
 
     assert collector.usage_collection_disabled()
-
-
-def test_a_cluster_without_cpus_is_given_time_to_say_which_may_come() -> None:
-    totals = iter([0.0, 0.0, 16.0])
-
-    wait_for_cpus(lambda: {"CPU": next(totals)}, seconds=60.0)
-
-    assert next(totals, None) is None
-
-
-def test_a_cluster_that_never_has_cpus_is_not_waited_for_longer_than_that() -> None:
-    began = time.monotonic()
-
-    wait_for_cpus(lambda: {"CPU": 0.0}, seconds=0.6)
-
-    assert time.monotonic() - began >= 0.6

@@ -114,7 +114,9 @@ STORY = (
     Step(
         "python jobs/sweep.py --run idea --depths 10,12,14 --ratios 10,20 --seeds 1,2 "
         "--matrix-lr 0.03",
-        f"--depths 1,2 --ratios 0.1,0.2 {MODEL}",
+        f"--depths 1,2 --ratios 0.1,0.2 --seeds 1 {MODEL} --core --core-max-per-task 4 "
+        "--eval-bundle {bundle}",
+        tells="CORE",
     ),
     Step("python jobs/sweep.py --compare small idea", tells="multiplier"),
     Step("python jobs/forecast.py small --depth 34 --ratio 40 --gpu h100", tells="dollars"),

@@ -106,7 +106,7 @@ def answers(url: str) -> bool:
 @pytest.mark.cluster
 @pytest.mark.timeout(5400)
 def test_every_documented_command_does_what_its_reader_expects(tmp_path: Path) -> None:
-    with running_head("--num-cpus", 4, in_checkout=True) as head:
+    with running_head("--num-cpus", 4, start_in="checkout") as head:
         reader = Reader(head, tmp_path)
         for step in STORY:
             reader.does(step)

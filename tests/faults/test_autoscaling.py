@@ -36,7 +36,7 @@ AUTOSCALING = {
         "launch_multiple": True,
     },
     "available_node_types": {
-        "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "spot": {
             "resources": {"CPU": 3, "object_store_memory": 150_000_000},
             "labels": {"ray.io/market-type": "spot"},
@@ -45,7 +45,7 @@ AUTOSCALING = {
             "max_workers": MOST_NODES,
         },
     },
-    "head_node_type": "head",
+    "head_node_type": "ray.head.default",
     **{
         f"{who}_commands": []
         for who in ("setup", "initialization", "head_setup", "worker_setup", "head_start_ray")
