@@ -50,7 +50,7 @@ PIPELINE = " ".join(
 )
 
 STORY = (
-    Step("python jobs/plan.py --depth 34 --tokens-per-param 40", tells="2.2"),
+    Step("python jobs/plan.py --depth 34 --tokens-per-param 40", tells="2,217,082,880"),
     Step("python jobs/plan.py --depth 34 --tokens-per-param 40 --nodes 8", tells="8 nodes"),
     Step("python jobs/tokenizer.py --data FOLDER --vocab-size 65536", "--vocab-size 400"),
     Step(
