@@ -51,7 +51,7 @@ PIPELINE = " ".join(
 
 STORY = (
     Step("python jobs/plan.py --depth 34 --tokens-per-param 40", tells="2,217,082,880"),
-    Step("python jobs/plan.py --depth 34 --tokens-per-param 40 --nodes 8", tells="8 nodes"),
+    Step("python jobs/plan.py --depth 34 --tokens-per-param 40 --nodes 8", tells="8 with 8 GPUs each"),
     Step("python jobs/tokenizer.py --data FOLDER --vocab-size 65536", "--vocab-size 400"),
     Step(
         "python jobs/pretrain.py --run d34 --depth 34 --data fineweb-edu --tokens-per-param 40",
@@ -88,7 +88,7 @@ STORY = (
     Step(
         "python jobs/evaluate.py --run d34 --tasks hellaswag,gsm8k --max-per-task 500",
         f"{QUESTIONS} --tasks colors,gsm8k",
-        tells="gsm8k",
+        tells="GSM8K",
     ),
     Step(
         "python jobs/evaluate.py --compare d34/sft d34/rl --tasks chat",
@@ -104,7 +104,7 @@ STORY = (
     Step(
         "python jobs/contamination.py --data climbmix --tasks core,chat",
         "--data {data} --eval-bundle {bundle} --hub-dir {hub} --words embedded",
-        tells="gsm8k",
+        tells="GSM8K",
     ),
     Step(
         "python jobs/sweep.py --run small --depths 10,12,14,16 --ratios 5,10,20,40 --branch",
