@@ -19,10 +19,14 @@ LARGEST_KEPT_BLOCK = 2**25
 
 def training_dtype(device: torch.device) -> torch.dtype:
     """Give bf16 where the hardware multiplies it, else fp32."""
+    return torch.bfloat16 if multiplies_bf16(device) else torch.float32
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Say whether the hardware multiplies bf16; elsewhere that is slower than fp32."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if has_bf16 else torch.float32
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -51,7 +51,9 @@ PIPELINE = " ".join(
 
 STORY = (
     Step("python jobs/plan.py --depth 34 --tokens-per-param 40", tells="2,217,082,880"),
-    Step("python jobs/plan.py --depth 34 --tokens-per-param 40 --nodes 8", tells="8 with 8 GPUs each"),
+    Step(
+        "python jobs/plan.py --depth 34 --tokens-per-param 40 --nodes 8", tells="8 with 8 GPUs each"
+    ),
     Step("python jobs/tokenizer.py --data FOLDER --vocab-size 65536", "--vocab-size 400"),
     Step(
         "python jobs/pretrain.py --run d34 --depth 34 --data fineweb-edu --tokens-per-param 40",

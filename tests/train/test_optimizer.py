@@ -9,7 +9,13 @@ from torch import Tensor
 
 from nanoray.model.gpt import GPT
 from nanoray.train import optimizer as optimizer_module
-from nanoray.train.optimizer import NEWTON_SCHULZ, MuonAdamW, OptimizerConfig, newton_schulz
+from nanoray.train.optimizer import (
+    NEWTON_SCHULZ,
+    MuonAdamW,
+    OptimizerConfig,
+    multiply_in_fp32,
+    newton_schulz,
+)
 from nanoray.train.world import LocalWorld, World
 from tests.train.ranks import GroupWorld
 from tests.train.tiny_run import (
@@ -165,10 +171,11 @@ def test_muon_is_its_formula(name, dtype, tolerance):
     assert error < tolerance
 
 
-def test_newton_schulz_in_bf16_is_d34s():
+@pytest.mark.parametrize("multiply", [torch.matmul, multiply_in_fp32])
+def test_newton_schulz_in_bf16_is_d34s(multiply):
     matrix = torch.eye(3, 4) + torch.arange(12).reshape(3, 4) / 10
 
-    result = newton_schulz(matrix.bfloat16()).float()
+    result = newton_schulz(matrix.bfloat16(), multiply).float()
 
     # nanochat.md 2.3, printed to four digits.
     golden = [
@@ -191,6 +198,18 @@ def test_newton_schulz_moves_the_singular_values_alone(shape, dtype, tolerance):
     expected = torch.stack([polar_polynomial(matrix) for matrix in matrices])
     # Rounding is multiplied by up to 3.4 in each of five iterations.
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 64), (2, 96, 384), (1, 384, 96)])
+def test_without_hardware_for_bf16_the_updates_are_as_near_to_those_of_float64(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    exact = torch.stack([polar_polynomial(matrix) for matrix in matrices])
+
+    def error(multiply):
+        return (newton_schulz(matrices, multiply).double() - exact).norm() / exact.norm()
+
+    assert newton_schulz(matrices, multiply_in_fp32).dtype == torch.bfloat16
+    assert error(multiply_in_fp32) < 1.1 * error(torch.matmul)
 
 
 def test_newton_schulz_of_nothing_is_nothing():
