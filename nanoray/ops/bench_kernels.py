@@ -1,4 +1,4 @@
-"""The two choices of kernels that a training step stands on: how attention and loss are cut up."""
+"""The choices of kernels that a training step stands on: attention, loss, and Muon's products."""
 
 import itertools
 import json
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nanoray.model import attention, loss
 from nanoray.train.device import training_dtype
+from nanoray.train.optimizer import multiply_in_fp32, newton_schulz
 
 CHUNK_TOKENS = (128, 256, 512, 1024, 4096)
 BLOCK_QUERIES = (64, 128, 256)
@@ -20,7 +21,7 @@ BLOCK_QUERIES = (64, 128, 256)
 
 @dataclass(frozen=True, kw_only=True)
 class KernelBench:
-    """Time attention and loss, forward and backward, in each of the ways that they could be cut."""
+    """Time attention and loss, forward and backward, as they could be cut, and Newton-Schulz."""
 
     rows: int = 8
     """B: rows of a microbatch."""
@@ -40,7 +41,11 @@ def bench_kernels(config: KernelBench) -> str:
     """Run the benchmark; gives medians in milliseconds as one line of JSON."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = training_dtype(device)
-    work = {**attention_ways(config, device, dtype), **loss_ways(config, device, dtype)}
+    work: dict[str, Callable[[], object]] = {
+        **attention_ways(config, device, dtype),
+        **loss_ways(config, device, dtype),
+        **newton_schulz_ways(config, device),
+    }
     times: dict[str, list[float]] = {name: [] for name in work}
     for _, (name, run) in itertools.product(range(config.repeats + 2), work.items()):
         began = time.perf_counter()
@@ -107,3 +112,16 @@ def loss_ways(
     compiled = torch.compile(whole, dynamic=False)
     ways = {f"loss, chunks of {tokens} tokens": in_chunks(tokens) for tokens in CHUNK_TOKENS}
     return {"loss, whole logits": lambda: compiled(hidden, weight).backward(), **ways}
+
+
+def newton_schulz_ways(
+    config: KernelBench, device: torch.device
+) -> dict[str, Callable[[], Tensor]]:
+    """Give Muon's iteration in bf16 over an MLP's (4D, D) by torch's products, and through fp32."""
+    dim = config.num_heads * config.head_dim
+    matrices = torch.randn(1, 4 * dim, dim, device=device).bfloat16()
+    iterate: Callable[..., Tensor] = torch.compile(newton_schulz, dynamic=False)
+    return {
+        "Newton-Schulz, torch's products": lambda: iterate(matrices, torch.matmul),
+        "Newton-Schulz, products in fp32": lambda: iterate(matrices, multiply_in_fp32),
+    }

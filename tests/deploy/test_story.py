@@ -57,7 +57,7 @@ class Reader:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=900,
+            timeout=1500,
         )
         said = done.stdout + done.stderr
         print(f"{time.monotonic() - began:6.1f} s  {step.command}", flush=True)
