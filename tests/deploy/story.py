@@ -114,14 +114,13 @@ STORY = (
         tells="forecast: python jobs/forecast.py small",
     ),
     Step(
-        "python jobs/sweep.py --run idea --depths 10,12,14 --ratios 10,20 --seeds 1,2 "
-        "--matrix-lr 0.03",
-        f"--depths 1,2 --ratios 0.1,0.2 --seeds 1 {MODEL} --core --core-max-per-task 4 "
+        "python jobs/sweep.py --run idea --depths 10,12,14 --ratios 10,20 --matrix-lr 0.03",
+        f"--depths 1,2 --ratios 0.1,0.2 {MODEL} --core --core-max-per-task 4 "
         "--eval-bundle {bundle}",
         tells="CORE",
     ),
     Step("python jobs/sweep.py --compare small idea", tells="multiplier"),
-    Step("python jobs/forecast.py small --depth 34 --ratio 40 --gpu h100", tells="dollars"),
+    Step("python jobs/forecast.py small --depth 34 --ratio 40 --gpu h100", tells="cost"),
     Step("python jobs/bench.py train --depth 12", BENCH, tells="tokens"),
     Step(
         "python jobs/bench.py train --data ../shared/data/text --dtype bfloat16",
