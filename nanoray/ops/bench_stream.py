@@ -1,6 +1,7 @@
 """What Ray costs: the same training loop fed by Ray Data, and alone in a plain process."""
 
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from nanoray.config import RunFailedError
 from nanoray.data.datasets import EMBEDDED
 
 JOBS = Path(__file__).parents[2] / "jobs"
@@ -113,5 +115,12 @@ def _seconds(steps: list[dict[str, Any]]) -> list[float]:  # Any: JSON
 
 
 def _run(job: str, arguments: list[str]) -> None:
-    """Run a job in a process of its own."""
-    subprocess.run([sys.executable, str(JOBS / job), *arguments], check=True, stdout=sys.stderr)
+    """Run a job in a process of its own.
+
+    Raises:
+        RunFailedError: it failed; it has said why.
+    """
+    done = subprocess.run([sys.executable, JOBS / job, *arguments], stdout=sys.stderr, check=False)
+    if done.returncode:
+        words = shlex.join([f"jobs/{job}", *arguments])
+        raise RunFailedError(f"`{words}` ended with exit code {done.returncode}; see above.")

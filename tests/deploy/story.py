@@ -134,7 +134,7 @@ STORY = (
     ),
     Step(
         "python jobs/bench.py stream --data ../shared/data/text --repeats 1",
-        "--data embedded --depth 1 --seconds 3 --skip-seconds 1",
+        "--data {data} --depth 1 --seconds 3 --skip-seconds 1",
     ),
 )
 """What ends by itself, on a cluster that runs, in an order in which each finds what it needs."""
