@@ -36,6 +36,11 @@ def prepare(config: ServeConfig) -> serve.Application:
     return build_application(config, storage, share, for_lasting())
 
 
+def listen(config: ServeConfig) -> None:
+    """Start Serve on the host and port of the settings; one that is there already keeps its own."""
+    serve.start(http_options=HTTPOptions(host=config.host, port=config.port))
+
+
 def launch(config: ServeConfig) -> None:
     """Serve until Ctrl-C or SIGTERM, then let the answers in the making end.
 
@@ -50,7 +55,7 @@ def launch(config: ServeConfig) -> None:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it tells of each step of its own
     connection.connect()
     application = prepare(config)
-    serve.start(http_options=HTTPOptions(host=config.host, port=config.port))
+    listen(config)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, ask_to_stop)
     try:

@@ -6,19 +6,36 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from pydantic import TypeAdapter, ValidationError
 from ray import serve
 
+from nanoray.cluster import connection
 from nanoray.config import InputError
-from nanoray.ops.launch import prepare
+from nanoray.ops.launch import listen, prepare
 from nanoray.serve.serve_config import ServeConfig
 
 PREFIX = "NANORAY_"
 
 
 def application(arguments: dict[str, str]) -> serve.Application:
-    """Build the application: what `serve run` calls."""
-    return prepare(config_from(arguments, os.environ))
+    """Build the application: what `serve run` calls, before it connects.
+
+    Raises:
+        InputError: a setting that cannot be read, no such checkpoint, or nobody at RAY_ADDRESS.
+    """
+    config = config_from(arguments, os.environ)
+    if ray.is_initialized():  # as where a RayService builds it, whose ports are its own
+        return prepare(config)
+    connects_itself = connection.known_address() is not None
+    connection.connect()
+    try:
+        application = prepare(config)
+        listen(config)
+        return application
+    finally:
+        if connects_itself:  # with the --address and --runtime-env that it was given
+            ray.shutdown()
 
 
 def config_from(arguments: Mapping[str, str], environment: Mapping[str, str]) -> ServeConfig:
