@@ -212,6 +212,23 @@ def test_without_hardware_for_bf16_the_updates_are_as_near_to_those_of_float64(s
     assert error(multiply_in_fp32) < 1.1 * error(torch.matmul)
 
 
+@pytest.mark.parametrize("has_bf16", [False, True])
+def test_the_hardware_decides_how_bf16_is_multiplied(has_bf16, monkeypatch):
+    used = []
+
+    def noted(a, b):
+        used.append(a.dtype)
+        return multiply_in_fp32(a, b)
+
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_bf16)
+    monkeypatch.setattr("nanoray.train.optimizer.multiply_in_fp32", noted)
+
+    make_steps(tiny_model(), replace(UNCLIPPED, newton_schulz_dtype="bfloat16"), LocalWorld(), [0])
+
+    assert set(used) == (set() if has_bf16 else {torch.bfloat16})
+
+
 def test_newton_schulz_of_nothing_is_nothing():
     assert not newton_schulz(torch.zeros(2, 4, 4)).any()
 
