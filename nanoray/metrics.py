@@ -16,12 +16,14 @@ from typing import Any, Protocol
 
 from fsspec import AbstractFileSystem
 
-from nanoray.storage import StageFolder, is_local, is_outage, write_file
+from nanoray.storage import StageFolder, is_local, is_outage, read_json, write_file
 
 logger = logging.getLogger(__name__)
 
 Records = Sequence[dict[str, Any]]  # Any: JSON
 
+BEFORE_FILE = "before.json"
+"""What was measured before the first step, in stages that begin with that."""
 UPLOAD_SECONDS = 30.0
 """How often a log on an object store, where nothing can be appended, is written anew."""
 
@@ -133,6 +135,13 @@ def is_object(line: str) -> bool:
 def read_metrics(fs: AbstractFileSystem, path: str) -> list[dict[str, Any]]:  # Any: JSON
     """Read a step log as a list of objects."""
     return [json.loads(line) for line in read_lines(fs, path)]
+
+
+def read_from_before(folder: StageFolder) -> list[dict[str, Any]]:  # Any: JSON
+    """Read a stage's metrics; what was measured before its first step stands there as step 0."""
+    before = read_json(folder.fs, folder.path(BEFORE_FILE))
+    records = read_metrics(folder.fs, folder.path("metrics.jsonl"))
+    return records if before is None else [{"step": 0, "tokens": 0, **before}, *records]
 
 
 def add_to_steps(

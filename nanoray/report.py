@@ -24,7 +24,7 @@ import psutil
 from nanoray import __version__
 from nanoray.credentials import without_secrets
 from nanoray.goodput import CATEGORIES, read_account
-from nanoray.metrics import Records, read_metrics
+from nanoray.metrics import Records, read_from_before, read_metrics
 from nanoray.plots import (
     COLORS,
     MIN_SMOOTHED,
@@ -118,7 +118,7 @@ def write_report(folder: StageFolder, facts: ReportFacts) -> None:
     kept = dataclasses.replace(facts, resume_command=without_secrets(facts.resume_command))
     write_json(folder.fs, folder.path("report.json"), dataclasses.asdict(kept))
     records = read_metrics(folder.fs, folder.path("metrics.jsonl"))
-    history = read_history(records)
+    history = read_history(read_from_before(folder))
     config = folder.read_config() or {}
     covered = steps_recorded(records)
     spent = read_account(folder).seconds

@@ -10,6 +10,7 @@ from ray.data import DataIterator, Dataset
 
 from nanoray.data.batches import StepRows
 from nanoray.data.plan import Cursor
+from nanoray.metrics import BEFORE_FILE
 from nanoray.rl.batches import padded_to_batches
 from nanoray.rl.pass_rate import PassRate
 from nanoray.rl.rollout_workers import RolloutCrew, RolloutWorkers
@@ -19,9 +20,6 @@ from nanoray.storage import RunFolder, write_json
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.train.state import TrainState
 from nanoray.train.world import World, wait_for_all
-
-BEFORE_FILE = "before.json"
-"""How the policy did before its first step."""
 
 
 @dataclass

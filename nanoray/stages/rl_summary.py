@@ -2,12 +2,15 @@
 
 import statistics
 
-from nanoray.metrics import read_metrics
+from nanoray.metrics import BEFORE_FILE, read_metrics
+from nanoray.rl.pass_rate import PassRate
 from nanoray.stages.rl_config import RLConfig
-from nanoray.stages.rl_feed import BEFORE_FILE
 from nanoray.stages.stage_summary import tell, trained_lines
 from nanoray.stages.training_job import TrainingJob
 from nanoray.storage import read_json
+
+Z_95 = 1.96
+"""Of a normal distribution 95 % lie within so many standard deviations."""
 
 
 def finish(job: TrainingJob) -> str:
@@ -18,17 +21,20 @@ def finish(job: TrainingJob) -> str:
     records = read_metrics(folder.fs, folder.path("metrics.jsonl"))
     rewards = [record["rl/reward"] for record in records]
     tenth = max(1, len(rewards) // 10)
-    names = [name for name in before if name.startswith("validation/")]
-    after = {name: value for record in records for name, value in record.items() if name in names}
+    after: dict[str, float] = {}
+    for record in records:
+        after |= {name: value for name, value in record.items() if name in before}
     summary = {"started from": str(config.from_), **trained_lines(job)}
     del summary["dropped by packing"]
     summary["mean reward"] = (
         f"{statistics.mean(rewards[:tenth]):.3f} in the first tenth of the steps, "
         f"{statistics.mean(rewards[-tenth:]):.3f} in the last"
     )
-    for name in names:
-        label = name.removeprefix("validation/").replace("_at_", "@")
-        summary[label] = f"{before[name]:.4f} before, {after.get(name, before[name]):.4f} after"
+    for name in before:
+        if name.startswith("validation/") and name != PassRate.error_key:
+            told = [rate(values, name) for values in (before, {**before, **after})]
+            label = name.removeprefix("validation/").replace("_at_", "@")
+            summary[label] = f"{told[0]} before, {told[1]} after"
     derivation = {
         "questions": (
             f"{config.tasks}: {config.examples_per_step} in each of {job.num_steps:,} steps, "
@@ -39,3 +45,9 @@ def finish(job: TrainingJob) -> str:
         "learning rates": f"those of pretraining times {config.lr_fraction:g}",
     }
     return tell(job, summary, derivation)
+
+
+def rate(measured: dict[str, float], name: str) -> str:
+    """Write a pass rate, that of one answer with half of its 95 % interval."""
+    error = measured.get(PassRate.error_key) if name == PassRate.key else None
+    return f"{measured[name]:.4f}" + ("" if error is None else f" ± {Z_95 * error:.4f}")

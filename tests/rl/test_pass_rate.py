@@ -1,5 +1,8 @@
 """Pass@k of a policy: repeatable, by its own draws, and one number over all ranks."""
 
+import math
+import statistics
+
 import torch
 
 from nanoray.rl.pass_rate import PassRate
@@ -20,7 +23,7 @@ def test_measuring_is_the_same_each_time() -> None:
     first, second = measure.measure(state.model), measure.measure(state.model)
 
     assert first == second
-    assert set(first) == {f"validation/pass_at_{k}" for k in (1, 2, 4, 8)}
+    assert set(first) == {f"validation/pass_at_{k}" for k in (1, 2, 4, 8)} | {PassRate.error_key}
 
 
 def test_the_rates_are_those_of_the_graded_answers() -> None:
@@ -35,3 +38,5 @@ def test_the_rates_are_those_of_the_graded_answers() -> None:
     for k in (1, 2, 4, 8):
         expected = sum(pass_at_k(8, c, k) for c in correct) / 6
         assert abs(rates[f"validation/pass_at_{k}"] - expected) < 1e-12
+    error = statistics.stdev(c / 8 for c in correct) / math.sqrt(6)
+    assert abs(rates[PassRate.error_key] - error) < 1e-12
