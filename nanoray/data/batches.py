@@ -20,6 +20,9 @@ from nanoray.data.blocks import (
 )
 from nanoray.text.chat import IGNORE_INDEX
 
+SHORTEST = 64
+"""Least length of rows whose lengths differ from step to step; a power of two."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -35,6 +38,8 @@ class Batch:
     """fp32: what each target's loss is multiplied by."""
     old_logprobs: Tensor | None = None
     """fp32: each target's log-probability under the weights that drew it, where those are older."""
+    teaches: bool = True
+    """False where all factors are 0: nothing comes of a forward and a backward pass."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +64,36 @@ class StepRows:
     ) -> Iterator[Batch]:
         """Cut the rows into batches of at most `device_batch_size` on the device.
 
-        With `text_start`, the id with which each text begins, texts of a row are told apart.
+        With `text_start`, the id with which each text begins, texts of a row are told apart. Rows
+        with factors end soon after the last target of their batch: what stands behind it has no
+        part in any loss.
         """
         for start in range(0, len(self.rows), device_batch_size):
             part = slice(start, start + device_batch_size)
-            batch = batch_of(self.rows[part].to(device, non_blocking=True), text_start)
-            if self.factors is not None:
-                old = None if self.old_logprobs is None else self.old_logprobs[part].to(device)
-                batch = replace(batch, factors=self.factors[part].to(device), old_logprobs=old)
-            yield batch
+            rows, factors = self.rows[part], self.factors
+            if factors is None:
+                yield batch_of(rows.to(device, non_blocking=True), text_start)
+                continue
+            T = columns_needed(rows)
+            batch = batch_of(rows[:, : T + 1].to(device, non_blocking=True), text_start)
+            old = None if self.old_logprobs is None else self.old_logprobs[part, :T].to(device)
+            yield replace(
+                batch,
+                factors=factors[part, :T].to(device),
+                old_logprobs=old,
+                teaches=bool(factors[part].any()),
+            )
+
+
+def columns_needed(rows: Tensor) -> int:
+    """Give how many inputs of rows, (B, T+1), are followed by a target: `padded_length` of it."""
+    [targets] = (rows[:, 1:] >= 0).any(0).nonzero(as_tuple=True)
+    return min(padded_length(int(targets[-1]) + 1 if len(targets) else 1), rows.size(1) - 1)
+
+
+def padded_length(length: int) -> int:
+    """Round up to SHORTEST, or twice, four times, ... as much: each shape is compiled."""
+    return max(SHORTEST, 1 << (length - 1).bit_length())
 
 
 def batch_of(rows: Tensor, text_start: int | None) -> Batch:

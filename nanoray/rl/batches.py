@@ -9,13 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanoray.data.batches import StepRows
+from nanoray.data.batches import StepRows, padded_length
 from nanoray.data.blocks import RECORD_FIELDS, row_digest
 from nanoray.inference.sequence import FinishReason
 from nanoray.rl.trajectory import Trajectory, advantages
-
-SHORTEST = 128
-"""Rows are padded to this length, or twice, four times, ... as much: each shape is compiled."""
 
 Group = Sequence[Trajectory]
 
@@ -44,8 +41,7 @@ def rows_of_groups(
     num_samples = len(next(iter(groups.values())))
     record = torch.zeros(groups_per_step * num_samples, RECORD_FIELDS, dtype=torch.int64)
     flat = [trajectory for group in groups.values() for trajectory in group]
-    longest = max(len(trajectory.tokens) for trajectory in flat) - 1
-    T = SHORTEST * 2 ** max(0, math.ceil(math.log2(longest / SHORTEST)))
+    T = padded_length(max(len(trajectory.tokens) for trajectory in flat) - 1)
     rows = np.full((len(flat), T + 1), ~padding_id, np.int32)
     factors = np.zeros((len(flat), T), np.float32)
     old_logprobs = np.zeros((len(flat), T), np.float32)
@@ -71,22 +67,27 @@ def rows_of_groups(
     )
 
 
-def padded_to_batches(rows: StepRows, device_batch_size: int) -> StepRows:
-    """Add rows without a target, so that all forward passes have one shape."""
+def in_batches(rows: StepRows, device_batch_size: int) -> StepRows:
+    """Put rows into an order, and add some without a target, so that passes have little to do.
+
+    Each pass has as many rows. Those of one length are together, and those of groups whose rewards
+    are equal, which teach nothing, are at the end.
+    """
+    assert rows.factors is not None, "rollouts have some"
     missing = -len(rows.rows) % device_batch_size
-    if not missing:
-        return rows
+    columns = torch.arange(1, rows.rows.size(1))
+    lengths = ((rows.rows[:, 1:] >= 0) * columns).amax(1)
+    is_idle = ~rows.factors.any(1)
+    order = torch.argsort(lengths + is_idle * rows.rows.size(1), stable=True)
 
-    def longer(values: Tensor | None, value: int) -> Tensor | None:
-        return None if values is None else F.pad(values, (0, 0, 0, missing), value=value)
+    def arranged(values: Tensor, padding: int) -> Tensor:
+        return F.pad(values[order], (0, 0, 0, missing), value=padding)
 
-    padded = longer(rows.rows, -1)
-    assert padded is not None, "there are rows"
     return replace(
         rows,
-        rows=padded,
-        factors=longer(rows.factors, 0),
-        old_logprobs=longer(rows.old_logprobs, 0),
+        rows=arranged(rows.rows, -1),
+        factors=arranged(rows.factors, 0),
+        old_logprobs=None if rows.old_logprobs is None else arranged(rows.old_logprobs, 0),
     )
 
 

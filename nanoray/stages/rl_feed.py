@@ -11,7 +11,7 @@ from ray.data import DataIterator, Dataset
 from nanoray.data.batches import StepRows
 from nanoray.data.plan import Cursor
 from nanoray.metrics import BEFORE_FILE
-from nanoray.rl.batches import padded_to_batches
+from nanoray.rl.batches import in_batches
 from nanoray.rl.pass_rate import PassRate
 from nanoray.rl.rollout_workers import RolloutCrew, RolloutWorkers
 from nanoray.rl.source import Collector, LocalRollouts, RolloutSource
@@ -94,7 +94,7 @@ class RolloutFeed:
             # Others may still draw: a rank that waited for them in the step would give no sign of
             # life, and be taken for hung.
             wait_for_all(world, "waiting for the rollouts of others")
-            yield padded_to_batches(rows, self.device_batch_size)
+            yield in_batches(rows, self.device_batch_size)
 
     def validation(self, world: World, device_batch_size: int) -> PassRate:
         """Give what the stage is measured by."""

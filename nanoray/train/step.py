@@ -184,11 +184,13 @@ def compute_gradients(
     totals[2], totals[3] = float(votes.wants), float(votes.cannot)
     factor = poison(state.cursor)
     for batch in rows.microbatches(config.device_batch_size, world.device, config.text_start):
+        totals[1] += (batch.targets != IGNORE_INDEX).sum()
+        if not batch.teaches:
+            continue
         factors = batch.factors
         if factors is not None and batch.old_logprobs is not None:
             factors = factors * importance(state.model, batch, config.most_importance)
         loss = state.model.loss_sum(batch.inputs, batch.targets, texts=batch.texts, factors=factors)
         (loss if factor == 1.0 else loss * factor).backward()
         totals[0] += loss.detach()
-        totals[1] += (batch.targets != IGNORE_INDEX).sum()
     return all_reduce_sum(totals)

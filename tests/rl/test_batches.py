@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanoray.data.batches import Batch, StepRows
+from nanoray.data.batches import SHORTEST, Batch, StepRows
 from nanoray.inference.sequence import FinishReason
 from nanoray.model.gpt import GPT
-from nanoray.rl.batches import SHORTEST, padded_to_batches, rows_of_groups, signed_tokens
+from nanoray.rl.batches import in_batches, rows_of_groups, signed_tokens
 from nanoray.rl.trajectory import Trajectory
 from nanoray.text.chat import IGNORE_INDEX
 from nanoray.train.step import importance
@@ -65,7 +65,8 @@ def gradients(model: GPT, rows: StepRows) -> dict[str, Tensor]:
     model.zero_grad()
     targets = 0
     for batch in rows.microbatches(4, torch.device("cpu")):
-        model.loss_sum(batch.inputs, batch.targets, factors=batch.factors).backward()
+        if batch.teaches:
+            model.loss_sum(batch.inputs, batch.targets, factors=batch.factors).backward()
         targets += int((batch.targets != IGNORE_INDEX).sum())
     return {name: p.grad / targets for name, p in model.named_parameters() if p.grad is not None}
 
@@ -106,9 +107,14 @@ def test_the_policy_gradient_is_that_of_reinforce_in_float64() -> None:
 def test_a_group_of_equal_rewards_teaches_nothing() -> None:
     equal = {n: [trajectory([4, 5], 1.0), trajectory([6], 1.0)] for n in (0, 1)}
 
-    found = gradients(policy(), rows_of(equal))
+    model, rows = policy(), rows_of(equal)
+    batches = list(rows.microbatches(2, torch.device("cpu")))
 
-    assert all(not gradient.any() for gradient in found.values())
+    for batch in batches:
+        model.loss_sum(batch.inputs, batch.targets, factors=batch.factors).backward()
+
+    assert not any(batch.teaches for batch in batches)
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
 def test_forced_tokens_and_the_prompt_are_no_targets_and_the_end_is_one() -> None:
@@ -178,7 +184,7 @@ def test_batches_of_text_have_no_factors() -> None:
 def test_rows_are_padded_to_whole_batches_that_teach_the_same() -> None:
     rows, model = rows_of(GROUPS, version=1), policy()
 
-    padded = padded_to_batches(rows, 4)
+    padded = in_batches(rows, 4)
 
     assert (len(rows.rows), len(padded.rows)) == (6, 8)
     for values in (padded.old_logprobs, padded.factors):
@@ -189,7 +195,34 @@ def test_rows_are_padded_to_whole_batches_that_teach_the_same() -> None:
         torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("longest", "T"), [(3, 128), (128, 128), (129, 256), (300, 512)])
+def test_passes_are_as_long_as_their_answers_and_groups_of_equal_rewards_have_none() -> None:
+    long, short = [4] * 200, [5, 6]
+    groups = {
+        0: [trajectory(long, 1.0), trajectory(short, 0.0), trajectory([7], 0.0)],
+        1: [trajectory(long, 0.0), trajectory(short, 0.0), trajectory([8], 0.0)],
+        2: [trajectory(short, 1.0), trajectory(long, 0.0), trajectory([9], 1.0)],
+    }
+    rows = rows_of_groups(
+        groups, groups_per_step=3, first_position=0, padding_id=PADDING, version=1
+    )
+
+    arranged = in_batches(rows, 2)
+
+    batches = list(arranged.microbatches(2, torch.device("cpu")))
+    assert [b.inputs.size(1) for b in batches] == [SHORTEST, SHORTEST, 256, SHORTEST, 256]
+    assert [b.teaches for b in batches] == [True, True, True, False, False]
+    for batch in batches:
+        assert batch.factors is not None
+        assert batch.old_logprobs is not None
+        assert batch.factors.shape == batch.old_logprobs.shape == batch.targets.shape
+    assert torch.equal(arranged.record, rows.record)
+    model = policy()
+    found, expected = gradients(model, arranged), gradients(model, rows)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("longest", "T"), [(3, 64), (64, 64), (65, 128), (300, 512)])
 def test_rows_have_few_lengths(longest: int, T: int) -> None:
     answer = trajectory([4] * (longest - 2), 1.0)
 
