@@ -24,6 +24,7 @@ from tests.train.ranks import GroupWorld
 WORLD = LocalWorld()
 TOKENIZER = tiny_tokenizer()
 PLAN = QuestionPlan(num_questions=10, seed=3, groups_per_step=4)
+STEP = StepConfig(Schedule(num_steps=1000), 16, lambda position: False)
 
 
 class SayE:
@@ -71,8 +72,7 @@ def steps_of(state: TrainState, staleness: int = 0) -> Iterator[StepRows]:
 
 
 def learn(state: TrainState, steps: Iterator[StepRows], count: int) -> list[dict[str, float]]:
-    config = StepConfig(Schedule(num_steps=1000), 16, lambda position: False)
-    return [train_step(state, next(steps), config, WORLD).means for _ in range(count)]
+    return [train_step(state, next(steps), STEP, WORLD).means for _ in range(count)]
 
 
 def test_every_question_comes_once_in_an_epoch_and_the_next_one_has_another_order() -> None:
@@ -130,8 +130,11 @@ def test_answers_that_are_all_alike_leave_the_weights_as_they_are() -> None:
     before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
     assert rows.factors is not None
 
-    alike = replace(rows, factors=torch.zeros_like(rows.factors))
-    learn(state, iter([alike]), 1)
+    zeros = torch.zeros_like(rows.factors)
+    # If they went through the model, these log-probabilities would make all of it NaN.
+    alike = replace(rows, factors=zeros, old_logprobs=torch.full_like(zeros, torch.nan))
+    result = train_step(state, alike, STEP, WORLD)
 
+    assert (result.loss, result.grad_norm) == (0.0, 0.0)
     assert all(torch.equal(p, before[name]) for name, p in state.model.named_parameters())
     assert state.step == 3
