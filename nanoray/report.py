@@ -92,7 +92,7 @@ blockquote b { color: var(--line) }
 footer { margin-top: 44px }
 @media print { figure, tr, blockquote { break-inside: avoid } }
 """
-LONGEST_IN_TILE = 40
+LONGEST_IN_TILE = 24
 """Characters."""
 
 PAGE_COLORS = {"page": ("#f6f7f9", "#12151a"), "card": ("#ffffff", "#1a1e25"), **COLORS}
