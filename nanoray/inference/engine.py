@@ -219,9 +219,10 @@ class Engine:
         first = sequence.num_generated == 0
         sequence.tokens.append(token)
         part = self._part(sequence, token)
-        text = ""
         if part is Part.TEXT:
             text = sequence.text.add(self.tokenizer.decode_bytes([token]))
+        else:  # neither a character nor a stop string goes on behind it
+            text = sequence.text.finish()
         if reason is None:
             reason = self._end(sequence, token)
         if reason is not None:

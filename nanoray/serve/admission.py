@@ -1,6 +1,6 @@
 """How many answers are in the making, and who has to come again later."""
 
-from nanoray.serve.errors import busy, unavailable
+from nanoray.serve.errors import APIError, busy, unavailable
 
 RETRY_AFTER_SECONDS = 2
 
@@ -15,13 +15,17 @@ class Admission:
         """Take places.
 
         Raises:
-            APIError: 429 if there are too few, 503 if the server is about to end.
+            APIError: 429 if there are too few now, 400 if there never are so many, 503 if the
+                server is about to end.
         """
         if self.is_draining:
             raise unavailable("The server is about to stop, and takes no more requests.")
         if count > self.most:
-            raise busy(
-                f"The request has {count} answers, and {self.most} are the most at once.", 60
+            raise APIError(
+                400,
+                f"The request asks for {count} answers, and {self.most} are the most at once. "
+                "Ask for them in several requests.",
+                code="too_many_answers",
             )
         if self.taken + count > self.most:
             raise busy(

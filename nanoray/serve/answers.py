@@ -23,7 +23,8 @@ class Usage:
     def count(self, output: TokenOutput) -> None:
         """Count one token of an answer."""
         self.completion_tokens += 1
-        self.cached_tokens += output.cached_tokens
+        # The other samples find their common prompt, which is counted once, in the cache.
+        self.cached_tokens += output.cached_tokens if output.sample == 0 else 0
 
     def to_json(self) -> Json:
         """Give it in OpenAI's words."""
@@ -60,12 +61,19 @@ class ChatChoice:
     def add(self, output: TokenOutput) -> Delta:
         """Take the next token; gives what it added."""
         delta = Delta(output.text)
-        delta.tool_events = self.events.observe(output, len(self.content))
+        delta.tool_events = self.events.observe(output, len(self.content) + len(delta.content))
         if output.logprobs is not None and output.part is Part.TEXT:
             delta.logprobs = [chat_logprobs(output.logprobs, self.tokenizer)]
         if output.finish_reason is not None:
             delta.tool_events += self.events.finish()
             delta.finish_reason = finish_reason(output)
+        return self._grow(delta)
+
+    def cut_off(self) -> Delta:
+        """End an answer for which there is no more time."""
+        return self._grow(Delta(tool_events=self.events.finish(), finish_reason="length"))
+
+    def _grow(self, delta: Delta) -> Delta:
         self.content += delta.content
         self.logprobs += delta.logprobs
         self.tool_events += delta.tool_events

@@ -1,6 +1,9 @@
 """The HTTP API: OpenAI's routes, and those that vLLM's clients know, over served models."""
 
+import asyncio
 import logging
+import math
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -36,6 +39,9 @@ from nanoray.text.tokenizer import SPECIAL_TOKENS
 
 logger = logging.getLogger(__name__)
 
+LOOK_SECONDS = 1.0
+"""For how long it is believed that an engine works, or does not."""
+
 
 class Api:
     """The routes, and what they share."""
@@ -45,6 +51,8 @@ class Api:
         self.models, self.settings = models, settings
         self.admission = Admission(settings.most_answers)
         self.metrics = ServerMetrics()
+        self._looking, self._looked = asyncio.Lock(), -math.inf
+        self._silent: list[str] = []
 
     def app(self) -> FastAPI:
         """Build the application."""
@@ -87,10 +95,23 @@ class Api:
         return error.response()
 
     async def health(self) -> Response:
-        """Say whether requests are taken."""
+        """Say whether requests are taken, and would be answered."""
         if self.admission.is_draining:
             return unavailable("The server is about to stop.").response()
+        silent = await self.silent_models()
+        if silent:
+            return unavailable(f"No engine answers for {', '.join(silent)}.").response()
         return json_response({"status": "ok", "models": list(self.models)})
+
+    async def silent_models(self) -> list[str]:
+        """Name the models that no engine works for; who asks often is told what was found last."""
+        async with self._looking:
+            if time.monotonic() - self._looked > LOOK_SECONDS:
+                models = list(self.models.values())
+                working = await asyncio.gather(*(model.works() for model in models))
+                self._silent = [m.id for m, works in zip(models, working, strict=True) if not works]
+                self._looked = time.monotonic()
+        return self._silent
 
     async def prometheus(self) -> Response:
         """Give the metrics."""
@@ -156,8 +177,10 @@ class Api:
         jobs = []
         for prompt in ids:
             check_ids(prompt, tokenizer.vocab_size)
-            asked = DEFAULT_COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-            room = room_for(model, len(prompt), max(asked, 1))
+            asked = None if body.max_tokens is None else max(body.max_tokens, 1)
+            room = room_for(model, len(prompt), asked, "prompt")
+            if asked is None:
+                room = min(room, DEFAULT_COMPLETION_TOKENS)
             score = bool(body.echo) and body.logprobs is not None
             params = body.sampling(room, num_logprobs=body.logprobs, prompt_logprobs=score)
             jobs.append((prompt, params))
@@ -223,8 +246,10 @@ class Api:
         return json_response(info)
 
 
-def room_for(model: ServedModel, num_prompt: int, asked: int | None) -> int:
-    """Give how many tokens an answer may have.
+def room_for(
+    model: ServedModel, num_prompt: int, asked: int | None, param: str = "messages"
+) -> int:
+    """Give how many tokens an answer may have; `param` is where its prompt came from.
 
     Raises:
         APIError: the prompt, or the answer that was asked for, does not fit into the context.
@@ -237,7 +262,7 @@ def room_for(model: ServedModel, num_prompt: int, asked: int | None) -> int:
             400,
             f"This model's maximum context length is {limit} tokens; the prompt has "
             f"{num_prompt}{wanted}. Shorten one of them.",
-            "messages" if asked is None or room < 1 else "max_tokens",
+            param if asked is None or room < 1 else "max_tokens",
             "context_length_exceeded",
         )
     return room if asked is None else asked

@@ -1,7 +1,7 @@
 """What the API needs of a model: its facts, and tokens for a prompt. Deployments provide it."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,6 +30,16 @@ async def engine_steps(
         yield Step(outputs, replica, thread.engine.blocks.usage)
 
 
+async def engine_works(thread: EngineThread, stuck_seconds: float) -> bool:
+    """Say whether an engine of this process has neither failed nor been silent for so long."""
+    return thread.failure is None and thread.seconds_since_beat() <= stuck_seconds
+
+
+async def always() -> bool:
+    """Say yes."""
+    return True
+
+
 class Generate(Protocol):
     """Continues a prompt; closing the iterator frees the place."""
 
@@ -50,4 +60,6 @@ class ServedModel:
     generate: Generate
     step: int | None = None
     """The checkpoint that was loaded when the server started."""
+    works: Callable[[], Awaitable[bool]] = always
+    """Asks whether an engine would answer now."""
     created: int = field(default_factory=lambda: int(time.time()))

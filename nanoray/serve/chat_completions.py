@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from nanoray.serve.answers import ChatChoice, Delta, Json, Usage
@@ -10,6 +10,9 @@ from nanoray.serve.backend import ServedModel
 from nanoray.serve.generation import Generations
 from nanoray.serve.protocol import ChatRequest
 from nanoray.serve.tool_events import ToolEvents
+
+ROLE: Json = {"role": "assistant", "content": ""}
+"""What a choice of a stream begins with."""
 
 
 class ChatAnswer:
@@ -31,6 +34,8 @@ class ChatAnswer:
             for output in step.outputs:
                 self.usage.count(output)
                 self.choices[output.sample].add(output)
+        for choice in self.unfinished():
+            choice.cut_off()
         return {
             **self.head,
             "object": "chat.completion",
@@ -47,14 +52,27 @@ class ChatAnswer:
                 choice = self.choices[output.sample]
                 if output.sample not in begun:
                     begun.add(output.sample)
-                    yield self._chunk(choice.index, {"role": "assistant", "content": ""})
-                delta = choice.add(output)
-                if delta.content or delta.tool_events or delta.logprobs:
-                    yield self._chunk(choice.index, shown(delta), self._logprobs(delta.logprobs))
-                if delta.finish_reason:
-                    yield self._chunk(choice.index, {}, finish_reason=delta.finish_reason)
+                    yield self._chunk(choice.index, ROLE)
+                for chunk in self._chunks(choice.index, choice.add(output)):
+                    yield chunk
+        for choice in self.unfinished():
+            if choice.index not in begun:
+                yield self._chunk(choice.index, ROLE)
+            for chunk in self._chunks(choice.index, choice.cut_off()):
+                yield chunk
         if self.body.include_usage:
             yield {**self._stream_head(), "choices": [], "usage": self.usage.to_json()}
+
+    def unfinished(self) -> list[ChatChoice]:
+        """Give the choices whose end has not come."""
+        return [choice for choice in self.choices if choice.finish_reason is None]
+
+    def _chunks(self, index: int, delta: Delta) -> Iterator[Json]:
+        """Give the chunks for what was added to a choice."""
+        if delta.content or delta.tool_events or delta.logprobs:
+            yield self._chunk(index, shown(delta), self._logprobs(delta.logprobs))
+        if delta.finish_reason:
+            yield self._chunk(index, {}, finish_reason=delta.finish_reason)
 
     def _stream_head(self) -> Json:
         return {**self.head, "object": "chat.completion.chunk"}
@@ -87,7 +105,7 @@ class ChatAnswer:
             "index": choice.index,
             "message": message,
             "logprobs": self._logprobs(choice.logprobs),
-            "finish_reason": choice.finish_reason or "length",
+            "finish_reason": choice.finish_reason,
         }
 
     def _logprobs(self, entries: list[Json]) -> Json | None:

@@ -42,6 +42,8 @@ APPLICATION = "nanoray"
 DOOR = "door"
 Handle = DeploymentHandle[Any]  # Any: of whichever class
 GENERATE_TRIES = 3
+CHECK_TRIES, CHECK_SECONDS = 2, 2.0
+"""With several replicas, one that is stuck must not make the server seem to be."""
 UNLIMITED = 100_000
 """Serve's own limits stand far above ours, whose refusals are in OpenAI's shape."""
 
@@ -133,9 +135,14 @@ class Door:
             facts = await handle.facts.remote()
             model_id = name if "@" in name else facts["name"].partition("@")[0]
             tokenizer = Tokenizer.from_json(facts["tokenizer"], name)
-            generate = RemoteEngine(handle).generate
+            engine = RemoteEngine(handle)
             models[model_id] = ServedModel(
-                model_id, tokenizer, facts["context_tokens"], generate, facts["step"]
+                model_id,
+                tokenizer,
+                facts["context_tokens"],
+                engine.generate,
+                facts["step"],
+                engine.works,
             )
         if not self.page_url:
             self.api = Api(models, self.settings)
@@ -161,6 +168,7 @@ class RemoteEngine:
 
     def __init__(self, handle: Handle) -> None:
         self._generate = handle.options(stream=True).generate
+        self._check = handle.check_health
 
     async def generate(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Step]:
         """Yield what each step brings; closing this ends the call over there.
@@ -181,6 +189,17 @@ class RemoteEngine:
                 logger.warning("a replica died before its answer began; another one is asked")
             finally:
                 response.cancel()
+
+    async def works(self) -> bool:
+        """Say whether a replica answers that its engine works; one that does not is not all."""
+        for _ in range(CHECK_TRIES):
+            try:
+                async with asyncio.timeout(CHECK_SECONDS):
+                    await self._check.remote()
+                return True
+            except Exception as error:  # of the replica, or of the way to it
+                logger.warning("an engine does not work: %r", error)
+        return False
 
 
 @dataclass(frozen=True)

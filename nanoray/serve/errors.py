@@ -5,6 +5,9 @@ from typing import Any
 
 from starlette.responses import Response
 
+LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
+"""Characters at which `str.splitlines` splits, and which JSON leaves as they are."""
+
 
 class APIError(Exception):
     """An answer that is an error; `status` is HTTP's."""
@@ -62,8 +65,12 @@ def unavailable(message: str, retry_after_seconds: int = 5) -> APIError:
 
 
 def to_json(value: Any) -> bytes:  # Any: JSON
-    """Write JSON as UTF-8; a lone surrogate, which is no character, becomes a question mark."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    """Write JSON as UTF-8; a lone surrogate, which is no character, becomes a question mark.
+
+    What some clients take for the end of a line, and so of an event, is escaped.
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.translate(LINE_ENDS).encode("utf-8", "replace")
 
 
 def json_response(

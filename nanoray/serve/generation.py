@@ -1,7 +1,6 @@
 """One request's way through the server: admitted, begun, streamed, ended, and always given back."""
 
 import asyncio
-import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -10,7 +9,6 @@ from starlette.types import Receive, Scope, Send
 
 from nanoray.config import InputError
 from nanoray.inference.sampling import SamplingParams
-from nanoray.inference.sequence import FinishReason
 from nanoray.serve.admission import Admission
 from nanoray.serve.backend import ServedModel, Step
 from nanoray.serve.errors import APIError, busy, to_json, unavailable
@@ -51,16 +49,20 @@ class Generation:
             raise busy("The answer did not begin in time. Try again in a moment.", 10) from error
 
     async def steps(self) -> AsyncIterator[Step]:
-        """Yield what each step brings, up to the deadline; then the open answers end by length."""
+        """Yield what each step brings, up to the deadline, which leaves answers without an end."""
         step = self._first
         while step is not None:
             self.watch.observe(step)
             self._open -= {o.sample for o in step.outputs if o.finish_reason is not None}
-            late = time.monotonic() > self._deadline
-            yield self._ended(step) if late else step
-            if late or not self._open:
+            yield step
+            seconds_left = self._deadline - time.monotonic()
+            if not self._open or seconds_left <= 0:
                 return
-            step = await self._next()
+            try:
+                async with asyncio.timeout(seconds_left):
+                    step = await self._next()
+            except TimeoutError:
+                return
 
     async def _next(self) -> Step | None:
         """Wait for the next step of the engine."""
@@ -72,16 +74,6 @@ class Generation:
             raise APIError(400, str(error), "prompt") from error
         except Exception as error:  # of the replica, or of the way to it
             raise unavailable(f"The model's replica failed ({type(error).__name__}).") from error
-
-    def _ended(self, step: Step) -> Step:
-        """Let the last outputs of open samples say that they are cut off."""
-        outputs = [
-            dataclasses.replace(output, finish_reason=FinishReason.LENGTH)
-            if output.sample in self._open
-            else output
-            for output in step.outputs
-        ]
-        return dataclasses.replace(step, outputs=outputs)
 
     async def close(self) -> None:
         """Free the place in the engine."""
@@ -102,13 +94,16 @@ class Generations:
         """
         self._ticket = admission.enter(count)
         self.all: list[Generation] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        """They wait for steps: a generator can be closed only when nobody waits for it."""
 
     async def begin(self, make: list[Callable[[], Generation]]) -> None:
         """Make and begin all; closes all if one of them cannot begin."""
         try:
             for one in make:
                 self.all.append(one())
-            await asyncio.gather(*(generation.begin() for generation in self.all))
+            self._tasks = [asyncio.create_task(each.begin()) for each in self.all]
+            await asyncio.gather(*self._tasks)
         except BaseException:
             await self.close()
             raise
@@ -116,6 +111,9 @@ class Generations:
     async def close(self) -> None:
         """Give everything back."""
         self._ticket.leave()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(generation.close() for generation in self.all))
         self.all = []
 
@@ -135,21 +133,16 @@ class Generations:
             except Exception as error:
                 await items.put((number, error))
 
-        pumps = [asyncio.create_task(pump(*each)) for each in enumerate(self.all)]
-        num_open = len(pumps)
-        try:
-            while num_open:
-                number, item = await items.get()
-                if isinstance(item, BaseException):
-                    raise item
-                if item is None:
-                    num_open -= 1
-                    continue
-                yield number, item
-        finally:
-            for task in pumps:
-                task.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+        self._tasks = [asyncio.create_task(pump(*each)) for each in enumerate(self.all)]
+        num_open = len(self._tasks)
+        while num_open:
+            number, item = await items.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                num_open -= 1
+                continue
+            yield number, item
 
 
 class EventStream(StreamingResponse):

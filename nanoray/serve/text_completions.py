@@ -35,7 +35,8 @@ class CompletionChoice:
             if output.logprobs is not None:
                 self.logprobs.add(output.token, output.logprobs)
         if output.finish_reason is not None:
-            self.finish_reason = finish_reason(output)
+            reason = finish_reason(output)
+            self.finish_reason = reason if self.keeps_tokens else "length"
         self.text += added
         return added
 
@@ -97,6 +98,9 @@ class CompletionAnswer:
                 if text or choice.finish_reason or choice.logprobs.tokens:
                     shown = self._shown(choice, text, choice.finish_reason)
                     yield {**self.head, "choices": [shown], **more}
+        for choice in self.choices:
+            if choice.finish_reason is None:  # there is no more time
+                yield {**self.head, "choices": [self._shown(choice, "", "length")], **more}
         if self.body.include_usage:
             yield {**self.head, "choices": [], "usage": self.usage.to_json()}
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nanoray.inference.engine import Engine, EngineConfig
 from nanoray.inference.engine_thread import EngineThread
 from nanoray.serve.api import Api
-from nanoray.serve.backend import ServedModel, engine_steps
+from nanoray.serve.backend import ServedModel, engine_steps, engine_works
 from nanoray.serve.chat_client import ChatClient
 from nanoray.serve.settings import ApiSettings
 from nanoray.serve.ui import add_page
@@ -65,13 +65,16 @@ class Recorder:
 
 
 @contextmanager
-def serve(settings: ApiSettings, *, page: bool = False, **engine_fields) -> Iterator[LocalServer]:
+def serve(
+    settings: ApiSettings, *, page: bool = False, stuck_seconds: float = 60.0, **engine_fields
+) -> Iterator[LocalServer]:
     """Serve the model that knows its answers by heart, until the end of the block."""
     fields = {"max_sequences": 16, "step_tokens": 256, **engine_fields}
     thread = EngineThread(Engine(chat_model(), tokenizer(), EngineConfig(**fields)))
     generate = partial(engine_steps, thread, "here")
     context = thread.engine.context_tokens
-    model = ServedModel(MODEL, tokenizer(), context, generate, step=10)
+    works = partial(engine_works, thread, stuck_seconds)
+    model = ServedModel(MODEL, tokenizer(), context, generate, step=10, works=works)
     api = Api({MODEL: model}, settings)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -28,8 +28,10 @@ def test_whoever_finds_no_place_is_told_to_come_again() -> None:
 
 
 def test_more_answers_than_there_are_places_at_all_is_said_as_such() -> None:
-    with pytest.raises(APIError, match="4 answers, and 3 are the most at once"):
+    with pytest.raises(APIError, match="4 answers, and 3 are the most at once") as caught:
         Admission(3).enter(4)
+
+    assert (caught.value.status, caught.value.headers) == (400, {})  # later there are no more
 
 
 def test_a_server_about_to_stop_lets_nobody_in() -> None:

@@ -39,6 +39,27 @@ def test_a_model_that_failed_is_an_error_of_the_server() -> None:
     assert caught.value.status == 500
 
 
+def test_the_prompt_that_samples_share_is_counted_once() -> None:
+    usage = Usage(34)
+
+    for sample in range(4):
+        usage.count(output(65, sample=sample, cached_tokens=32 if sample else 16))
+
+    assert usage.to_json()["prompt_tokens_details"] == {"cached_tokens": 16}
+
+
+def test_a_call_begins_behind_the_text_that_was_held_back_until_then() -> None:
+    choice = ChatChoice(0, TOKENIZER, ToolEvents(TOKENIZER, "a"))
+    start = TOKENIZER.special_ids["<|python_start|>"]
+
+    choice.add(output(65, text="A"))
+    choice.add(output(start, part=Part.MARKER, text="!"))
+    delta = choice.cut_off()
+
+    assert (choice.content, choice.finish_reason) == ("A!", "length")
+    assert [(e["offset"], e["status"]) for e in delta.tool_events] == [(2, "unfinished")]
+
+
 def test_usage_counts_tokens_and_those_from_the_cache() -> None:
     usage = Usage(10)
 

@@ -294,6 +294,49 @@ def test_an_answer_that_takes_too_long_ends_as_if_by_its_length() -> None:
     assert stream.endswith(b"data: [DONE]\n\n")
 
 
+def test_a_completion_without_a_length_takes_what_is_left_of_the_context(
+    server: LocalServer,
+) -> None:
+    limit = server.thread.engine.context_tokens
+
+    near = server.post("/v1/completions", {"prompt": [65] * (limit - 5), "ignore_eos": True})
+    over = server.post("/v1/completions", {"prompt": [65] * limit})
+
+    assert near.status_code == 200
+    assert near.json()["usage"]["completion_tokens"] == 5
+    assert (over.status_code, over.json()["error"]["param"]) == (400, "prompt")
+
+
+def test_a_stop_string_does_not_reach_over_a_call_of_the_tool(server: LocalServer) -> None:
+    asked = {"messages": [{"role": "user", "content": "What is 12*(3+4)?"}], "temperature": 0}
+
+    answer = server.post(CHAT, {**asked, "stop": [". It"]}).json()["choices"][0]
+
+    assert answer["message"]["content"] == "Let me see. It is 84."
+    assert answer["message"]["tool_events"][0]["offset"] == len("Let me see. ")
+
+
+def test_an_engine_that_is_stuck_or_has_failed_is_told_by_health() -> None:
+    with serve(ApiSettings(), stuck_seconds=0.5) as server, ThreadPoolExecutor(1) as pool:
+        well = server.get("/health")
+        held = threading.Event()
+        holding = pool.submit(asyncio.run, server.thread.do(lambda engine: held.wait()))
+        time.sleep(1.2)
+        stuck = server.get("/health")
+        held.set()
+        holding.result()
+        time.sleep(1.2)
+        again = server.get("/health")
+        server.thread.engine.runner = None  # type: ignore[assignment]
+        server.post(CHAT, SKY)
+        time.sleep(1.2)
+        failed = server.get("/health")
+
+    answers = (well, stuck, again, failed)
+    assert [answer.status_code for answer in answers] == [200, 503, 200, 503]
+    assert f"No engine answers for {MODEL}." in failed.json()["error"]["message"]
+
+
 def test_a_server_that_is_about_to_stop_says_so_and_ends_what_it_began() -> None:
     with serve(ApiSettings()) as server, ThreadPoolExecutor(1) as pool:
         running = pool.submit(server.post, CHAT, LONG)

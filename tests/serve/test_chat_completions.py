@@ -82,3 +82,22 @@ def test_chunks_begin_each_choice_with_its_role_and_end_it_with_its_reason() -> 
 def test_a_delta_of_a_tool_call_alone_has_no_text() -> None:
     assert shown(Delta(tool_events=[{"id": "1"}])) == {"tool_events": [{"id": "1"}]}
     assert shown(Delta("a")) == {"content": "a"}
+
+
+def test_choices_whose_end_has_not_come_are_cut_off_once() -> None:
+    async def collect() -> list[dict[str, Any]]:
+        asked = answer(stream=True)
+        late = [Step([output(0, "a"), output(0, "b")], "r", 0.0)]
+        return [chunk async for chunk in asked.events(cast("Generations", Scripted(late)))]
+
+    chunks = [chunk["choices"][0] for chunk in asyncio.run(collect())]
+
+    told = [(c["index"], c["delta"].get("content"), c["finish_reason"]) for c in chunks]
+    assert told == [
+        (0, "", None),
+        (0, "a", None),
+        (0, "b", None),
+        (0, None, "length"),
+        (1, "", None),
+        (1, None, "length"),
+    ]

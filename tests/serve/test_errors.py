@@ -54,3 +54,13 @@ def test_whoever_is_refused_for_now_is_told_when_to_come_again() -> None:
 def test_what_is_no_character_does_not_break_an_answer() -> None:
     assert to_json({"a": "é\ud800"}) == '{"a":"é?"}'.encode()
     assert json_response({"a": 1}).body == b'{"a":1}'
+
+
+def test_a_text_with_other_ends_of_lines_stays_one_line_for_every_client() -> None:
+    text = "a\u2028b\u2029c\x85d\x0be\x1cf é"
+
+    written = to_json({"text": text})
+
+    assert written.decode().splitlines() == [written.decode()]
+    assert json.loads(written) == {"text": text}
+    assert "é".encode() in written

@@ -114,6 +114,33 @@ def test_what_goes_wrong_before_the_first_token_has_a_status(item: object, statu
     assert (admission.taken, well.closed, ill.closed) == (0, 1, 1)
 
 
+def test_one_prompt_that_goes_wrong_ends_those_that_still_wait() -> None:
+    admission, waiting = Admission(4), [Script(30.0, step(1, END)) for _ in range(2)]
+
+    with pytest.raises(APIError) as caught:
+        tokens_of(*waiting, Script(ConnectionError("gone")), admission=admission)
+
+    assert caught.value.status == 503
+    assert (admission.taken, [script.closed for script in waiting]) == (0, [1, 1])
+
+
+def test_prompts_that_are_given_up_while_others_wait_are_all_closed() -> None:
+    admission = Admission(4)
+    scripts = [Script(step(1), 30.0, step(2, END)) for _ in range(3)]
+
+    async def run() -> None:
+        generations = Generations(admission, len(scripts))
+        await generations.begin([maker(script) for script in scripts])
+        async for _ in generations.merged():
+            break
+        await asyncio.sleep(0.01)  # now the others wait for their second step
+        await generations.close()
+
+    asyncio.run(run())
+
+    assert (admission.taken, [script.closed for script in scripts]) == (0, [1, 1, 1])
+
+
 def test_what_goes_wrong_later_comes_where_it_happened() -> None:
     admission, script = Admission(4), Script(step(1), ConnectionError("gone"))
 
@@ -123,19 +150,14 @@ def test_what_goes_wrong_later_comes_where_it_happened() -> None:
     assert (caught.value.status, admission.taken) == (503, 0)
 
 
-def test_after_the_deadline_an_answer_ends_by_its_length() -> None:
-    async def run() -> list[Step]:
-        script = Script(step(1), 0.1, step(2), step(3), step(4, END))
-        generation = maker(script, answer_seconds=0.05)()
-        await generation.begin()
-        steps = [item async for item in generation.steps()]
-        await generation.close()
-        return steps
+@pytest.mark.parametrize("pause", [0.1, 30.0])
+def test_after_the_deadline_nothing_more_is_waited_for(pause: float) -> None:
+    admission, script = Admission(4), Script(step(1), pause, step(2), step(3, END))
 
-    steps = asyncio.run(run())
+    tokens = tokens_of(script, admission=admission, answer_seconds=0.05)
 
-    assert [s.outputs[0].token for s in steps] == [1, 2]
-    assert steps[-1].outputs[0].finish_reason is FinishReason.LENGTH
+    assert tokens == [(0, 1)]
+    assert (admission.taken, script.closed) == (0, 1)
 
 
 def test_without_a_place_nothing_is_begun() -> None:

@@ -1,16 +1,34 @@
 """Plain completions: echo, and what is known of the tokens of a prompt."""
 
-from typing import Any
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
 from nanoray.inference.sequence import FinishReason, TokenLogprobs, TokenOutput
 from nanoray.inference.tools import Part
+from nanoray.serve.backend import ServedModel, Step
+from nanoray.serve.generation import Generations
 from nanoray.serve.protocol import CompletionRequest
-from nanoray.serve.text_completions import CompletionChoice
+from nanoray.serve.text_completions import CompletionAnswer, CompletionChoice
 from nanoray.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer([])
+
+
+class Scripted:
+    """Stands where generations stand."""
+
+    def __init__(self, steps: list[tuple[int, Step]]) -> None:
+        self.steps = steps
+
+    async def merged(self) -> AsyncIterator[tuple[int, Step]]:
+        for step in self.steps:
+            yield step
+
+
 BOS = TOKENIZER.bos_id
 
 
@@ -67,6 +85,28 @@ def test_without_tokens_to_make_only_the_prompt_is_told() -> None:
 
     assert text == "A"
     assert echoed.logprobs.take()["tokens"] == ["<|bos|>", "A"]
+
+
+def test_the_token_that_is_made_to_score_a_prompt_does_not_say_why_it_ended() -> None:
+    echoed = choice([BOS, 65], echo=True, max_tokens=0)
+
+    echoed.add(replace(last_output([BOS, 65]), finish_reason=FinishReason.STOP))
+
+    assert echoed.finish_reason == "length"
+
+
+def test_prompts_without_an_end_are_cut_off() -> None:
+    async def collect() -> list[Any]:
+        body = CompletionRequest.model_validate({"prompt": ["A", "B"]})
+        model = ServedModel("m", TOKENIZER, 64, cast("Any", None))
+        steps = [(0, Step([last_output([BOS, 65], scored=False)], "r", 0.0))]
+        answer = CompletionAnswer(body, model, [[BOS, 65], [BOS, 66]])
+        return [chunk async for chunk in answer.events(cast("Generations", Scripted(steps)))]
+
+    chunks = asyncio.run(collect())
+
+    told = [(c["choices"][0]["index"], c["choices"][0]["finish_reason"]) for c in chunks]
+    assert told == [(0, "length"), (1, "length")]
 
 
 @pytest.mark.parametrize("prompt", ["AB", [65, 66]])
