@@ -133,7 +133,10 @@ class RunConfig:
         for name in ("max_skipped_steps", "keep_last", "log_every"):
             require_positive(name, getattr(self, name))
         require_positive("hang_seconds", self.hang_seconds, least=5)
-        for name in ("max_cost", "dollars_per_gpu_hour"):
+        for name in (
+            *("skip_sigmas", "hang_seconds", "storage_patience_seconds"),
+            *("max_cost", "dollars_per_gpu_hour"),
+        ):
             require_between(name, getattr(self, name) or 0.0, math.inf)
         for name in (
             "save_every",
@@ -163,7 +166,7 @@ class RunConfig:
             raise InputError(
                 f"--run {self.run!r} cannot name a folder. Use letters, digits, '-', '_' and '.'."
             )
-        if self.save_every_minutes is not None and self.save_every_minutes <= 0:
+        if self.save_every_minutes is not None and not 0 < self.save_every_minutes < math.inf:
             raise InputError(
                 f"--save-every-minutes {self.save_every_minutes:g} is no time. Give 0.5, 10, ..."
             )

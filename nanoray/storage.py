@@ -235,6 +235,12 @@ class RunFolder:
         state["stages_done"] = [*done, stage]
         write_json(self.fs, self.path("run.json"), state)
 
+    def is_begun(self, stage: str) -> bool:
+        """Say whether a stage is recorded as finished, or as going on from a checkpoint."""
+        state = self.read_state()
+        goes_on = state.get("stage") == stage and bool(state.get("start_step", 0))
+        return goes_on or stage in state.get("stages_done", [])
+
     def forget_stage(self, stage: str) -> None:
         """Record that a stage is not finished, because it begins anew."""
         state = self.read_state()

@@ -15,6 +15,7 @@ from nanoray.config import InputError, StorageError
 from nanoray.storage import is_outage
 
 BUG_TRIES = 2
+ALL_BUGS = "all errors in the code"
 
 LIBRARIES = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))
 COLLECTIVE_WORDS = (
@@ -25,7 +26,7 @@ COLLECTIVE_WORDS = (
     "process group",
 )
 """In the texts of errors that a rank raises because another one has gone."""
-MEMORY_WORDS = ("out of memory", "low on memory", "can't allocate memory")
+MEMORY_WORDS = ("out of memory", "low on memory", "can't allocate memory", "alloc_failed")
 
 
 class Cause(enum.StrEnum):
@@ -58,6 +59,8 @@ class Failure:
     """One line: the error, and where in the project it was raised."""
     details: str = ""
     """The traceback; empty for a worker that could not tell."""
+    place: str = ""
+    """What was raised where: the same for an error that comes back with another text."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,19 @@ class Decision:
 
 def describe_failure(error: BaseException, rank: int) -> Failure:
     """Classify an exception; called where it was raised, its traceback is told too."""
+    while type(error).__name__.startswith("RayTaskError"):  # of a reader: what it raised there
+        cause = getattr(error, "cause", None)
+        if not isinstance(cause, BaseException):
+            break
+        error = cause
     text = f"{type(error).__name__}: {error}".strip()
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
     where = f", at {own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
     details = "".join(traceback.format_exception(error)) if frames else ""
-    return Failure(find_cause(error), rank, (text.splitlines() or [""])[0] + where, details)
+    summary = (text.splitlines() or [""])[0] + where
+    place = f"{type(error).__name__}{where}" if own else ""
+    return Failure(find_cause(error), rank, summary, details, place)
 
 
 def find_cause(error: BaseException) -> Cause:
@@ -106,8 +116,10 @@ def find_cause(error: BaseException) -> Cause:
     if "OutOfMemoryError" in names or isinstance(error, MemoryError):
         return Cause.MEMORY
     lost = names & {"RayError", "RayTrainError", "DistError", "DistBackendError", "ConnectionError"}
+    if (lost or "RuntimeError" in names) and any(word in text for word in MEMORY_WORDS):
+        return Cause.MEMORY
     if lost or ("RuntimeError" in names and any(word in text for word in COLLECTIVE_WORDS)):
-        return Cause.MEMORY if any(word in text for word in MEMORY_WORDS) else Cause.LOST
+        return Cause.LOST
     return Cause.BUG
 
 
@@ -134,8 +146,10 @@ class RetryBudget:
         if resume_step > self.last_step:
             self._forget_machines()
         self.last_step = resume_step
-        key = failure.summary if failure.cause is Cause.BUG else failure.cause.value
+        is_bug = failure.cause is Cause.BUG
+        key = (failure.place or failure.summary) if is_bug else failure.cause.value
         self.counts[key] += 1
+        self.counts[ALL_BUGS] += is_bug
         count = self.counts[key]
         if failure.cause is Cause.INPUT:
             return self._stop(failure, count, 1, "the input must be put right")
@@ -145,19 +159,22 @@ class RetryBudget:
             return self._stop(failure, count, 1, "the storage must be mended")
         if failure.cause in WITHOUT_LIMIT:
             return self._again(failure, count, "no limit", resume_step)
-        if failure.cause is Cause.BUG and count >= BUG_TRIES:
+        if is_bug and count >= BUG_TRIES:
             return self._stop(failure, count, BUG_TRIES, "it would come back")
+        if is_bug and self.counts[ALL_BUGS] > self.max_restarts:
+            why = f"{self.counts[ALL_BUGS]} errors came without a checkpoint between them"
+            return self._stop(failure, count, BUG_TRIES, why)
         if failure.cause is Cause.MEMORY:
             return self._with_half_the_batch(failure, count, resume_step)
-        limit = BUG_TRIES if failure.cause is Cause.BUG else self.max_restarts
+        limit = BUG_TRIES if is_bug else self.max_restarts
         if count > limit:
             return self._stop(failure, count, limit, "no checkpoint was saved between them")
         return self._again(failure, count, str(limit), resume_step)
 
     def _forget_machines(self) -> None:
         """Forget the failures of machines, because the run has got on since."""
-        for cause in (Cause.LOST, Cause.HANG, Cause.STORAGE):
-            del self.counts[cause.value]
+        for key in (Cause.LOST.value, Cause.HANG.value, Cause.STORAGE.value, ALL_BUGS):
+            del self.counts[key]
 
     def _with_half_the_batch(self, failure: Failure, count: int, resume_step: int) -> Decision:
         """Try again with fewer rows per forward pass and more of them: the same global batch."""

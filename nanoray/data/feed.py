@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanoray.data.blocks import PADDING_POSITION, Block, Layout, unit_block
 from nanoray.data.plan import Cursor, DataPlan
+from nanoray.data.ray_data import data_context
 
 UNITS_PER_TASK = 64
 """Consecutive units of one task at most: with one each, a plan of 100,000 units never starts."""
@@ -164,8 +165,7 @@ def stream(plan: DataPlan, layout: Layout, start: StreamStart, pacer: Actor) -> 
     per_task = min(UNITS_PER_TASK, max(1, start.num_units // TASKS_PER_STREAM))
     padding_rows = start.padding_blocks * layout.rows_per_block
     source = Source(ray.put(plan), start.cursor, padding_rows, pacer)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    context = data_context()
     context._max_num_blocks_in_streaming_gen_buffer = 64
     # A task hands out what it has when this much has gathered, and keeps at most as much back.
     context.target_max_block_size = (

@@ -118,16 +118,16 @@ def find_shards(address: str) -> tuple[AbstractFileSystem, str, list[str]]:
         DataError: no such place, or no parquet file in it.
     """
     fs, path = open_location(address)
-    if any(sign in path for sign in "*?["):
-        paths = [str(found) for found in fs.glob(path) if str(found).endswith(".parquet")]
-        root = path[: min(path.index(sign) for sign in "*?[" if sign in path)].rpartition("/")[0]
-    elif fs.isfile(path):
+    if fs.isfile(path):
         paths, root = [path], path.rpartition("/")[0]
     elif fs.isdir(path):
         paths, root = (
             [str(found) for found in fs.find(path) if str(found).endswith(".parquet")],
             path,
         )
+    elif any(sign in path for sign in "*?["):
+        paths = [str(found) for found in fs.glob(path) if str(found).endswith(".parquet")]
+        root = path[: min(path.index(sign) for sign in "*?[" if sign in path)].rpartition("/")[0]
     else:
         raise DataError(
             f"--data {address} does not exist. Give a folder or glob of parquet files, an address "
@@ -148,7 +148,7 @@ def _read_shard(fs: AbstractFileSystem, root: str, path: str, column: str) -> Sh
             footer = _footer_bytes(file)
     except (pa.ArrowException, OSError, ValueError) as error:
         return DataError(
-            f"{name} is no whole parquet file ({_first_line(error)}). "
+            f"{name} is no whole parquet file ({first_line(error)}). "
             "Fetch it again, or leave it out with --skip-bad-shards."
         )
     schema = metadata.schema.to_arrow_schema()
@@ -157,6 +157,8 @@ def _read_shard(fs: AbstractFileSystem, root: str, path: str, column: str) -> Sh
             f"{name} has no column {column!r}; it has {', '.join(map(repr, schema.names))}. "
             "Name the right one with --text-column."
         )
+    if schema.names.count(column) > 1:
+        return DataError(f"{name} has several columns {column!r}. Give them different names.")
     kind = schema.field(column).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (
@@ -209,6 +211,6 @@ def check_unchanged(saved: Manifest, address: str) -> Manifest:
     return Manifest(root, saved.text_column, saved.shards, saved.validation_shard, saved.unit_bytes)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Give the first line of an error's text, or its type where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

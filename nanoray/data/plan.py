@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from nanoray.config import DataError
 from nanoray.data.conversations import CHAT_PACKINGS, pack_conversations
-from nanoray.data.manifest import Manifest
+from nanoray.data.manifest import Manifest, first_line
 from nanoray.data.packing import PACKING_VERSION, PackedUnit, Tokens, pack
 from nanoray.data.unit_cache import UnitCache
 from nanoray.storage import is_local, open_location
@@ -30,6 +30,9 @@ from nanoray.text.tokenizer import Tokenizer
 
 MIN_UNIT_SHARE = 4
 """Row groups smaller than this part of a unit are joined: each unit drops its last row."""
+
+READ_ROWS = 256
+"""Documents that are read at once: a row group may be as large as a file."""
 
 
 @dataclass(frozen=True)
@@ -231,18 +234,35 @@ def read_documents(manifest: Manifest, unit: Unit) -> list[str]:
                 num_rows = file.metadata.row_group(group).num_rows
                 start, end = max(unit.start - first, 0), min(unit.end - first, num_rows)
                 if start < end:
-                    column = file.read_row_group(group, columns=[manifest.text_column]).column(0)
-                    texts += _as_bytes(column.slice(start, end - start))
+                    texts += _read_rows(file, group, manifest.text_column, start, end)
                 first += num_rows
     except (pa.ArrowException, OSError) as error:
         raise DataError(
-            f"{address} cannot be read at rows {unit.start} to {unit.end} ({error}). "
+            f"{address} cannot be read at rows {unit.start} to {unit.end} ({first_line(error)}). "
             "Fetch it again."
         ) from error
     return [text.decode("utf-8", "replace") for text in texts if text]
 
 
-def _as_bytes(column: pa.ChunkedArray) -> list[bytes | None]:
+def _read_rows(
+    file: pq.ParquetFile, group: int, name: str, start: int, end: int
+) -> list[bytes | None]:
+    """Read some rows of a row group, of which never more than a few hundred are in memory."""
+    texts: list[bytes | None] = []
+    batches = file.iter_batches(READ_ROWS, row_groups=[group], columns=[name], use_threads=False)
+    first = 0
+    for batch in batches:
+        if first >= end:
+            break
+        column = batch.column(0)
+        before, behind = max(start - first, 0), min(end - first, len(column))
+        if before < behind:
+            texts += _as_bytes(column.slice(before, behind - before))
+        first += len(column)
+    return texts
+
+
+def _as_bytes(column: pa.Array) -> list[bytes | None]:
     """Give strings as bytes: decoding is ours, because Arrow's would fail on a whole row group."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray
 
 from nanoray.data.plan import DataPlan
+from nanoray.data.ray_data import data_context, plain_errors
 
 UNITS_PER_TASK = 4
 ROWS, TOKENS = "rows", "tokens"
@@ -36,7 +37,7 @@ class RowCounter:
 
 def count_rows(plan: DataPlan) -> dict[str, int]:
     """Sum rows, tokens and what else is counted over the training units, with Ray Data."""
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    data_context()
     tasks = -(-len(plan.units) // UNITS_PER_TASK)
     units = ray.data.from_items(list(range(len(plan.units))), override_num_blocks=tasks)
     counted = units.map_batches(
@@ -46,8 +47,9 @@ def count_rows(plan: DataPlan) -> dict[str, int]:
     tables: Any = counted.iter_batches(
         batch_size=None, batch_format="pyarrow"
     )  # Any: as in feed.py
-    for table in tables:
-        pairs = zip(table["what"].to_pylist(), table["count"].to_pylist(), strict=True)
-        for what, count in pairs:
-            total[what] += count
+    with plain_errors():
+        for table in tables:
+            pairs = zip(table["what"].to_pylist(), table["count"].to_pylist(), strict=True)
+            for what, count in pairs:
+                total[what] += count
     return dict(total)

@@ -13,6 +13,7 @@ import ray
 
 from nanoray.data.manifest import Manifest
 from nanoray.data.plan import Unit, read_documents
+from nanoray.data.ray_data import data_context, plain_errors
 from nanoray.text.tokenizer import split_words
 
 UNITS_PER_TASK = 4
@@ -38,7 +39,7 @@ class WordCounter:
 
 def count_words(manifest: Manifest, units: list[Unit], pattern: str) -> dict[bytes, int]:
     """Count the words of all units, with Ray Data."""
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    data_context()
     counter = WordCounter(ray.put(manifest), ray.put(units), pattern)
     tasks = -(-len(units) // UNITS_PER_TASK)
     counted = ray.data.from_items(list(range(len(units))), override_num_blocks=tasks).map_batches(
@@ -48,7 +49,9 @@ def count_words(manifest: Manifest, units: list[Unit], pattern: str) -> dict[byt
     tables: Any = counted.iter_batches(
         batch_size=None, batch_format="pyarrow"
     )  # Any: as in feed.py
-    for table in tables:
-        for word, count in zip(table["word"].to_pylist(), table["count"].to_pylist(), strict=True):
-            total[word] += count
+    with plain_errors():
+        for table in tables:
+            words, counts = table["word"].to_pylist(), table["count"].to_pylist()
+            for word, count in zip(words, counts, strict=True):
+                total[word] += count
     return total

@@ -49,8 +49,13 @@ from nanoray.ops.doctor_run_checks import (
 )
 from nanoray.ops.doctor_storage import probe_folder
 from nanoray.stages.pretrain import open_stage, recipe_of
-from nanoray.stages.pretrain_config import PretrainConfig, checkpoint_bytes, rows_per_step
-from nanoray.stages.stage_driver import check_rows, most_waiting
+from nanoray.stages.pretrain_config import (
+    PretrainConfig,
+    check_rows,
+    checkpoint_bytes,
+    rows_per_step,
+)
+from nanoray.stages.stage_driver import most_waiting
 from nanoray.stages.training_job import Recipe
 from nanoray.storage import StageFolder, is_outage
 from nanoray.train.save_interval import MOST_SECONDS

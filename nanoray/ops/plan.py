@@ -25,6 +25,7 @@ from nanoray.progress import duration
 from nanoray.stages.pretrain_config import (
     PretrainConfig,
     budget,
+    check_rows,
     checkpoint_bytes,
     decide,
     model_config,
@@ -95,6 +96,8 @@ def plan_facts(run: PretrainConfig, config: PlanConfig, peak: float) -> dict[str
     length = budget(run, model)
     _, workers = worker_range(run.num_workers) or (GPUS_PER_NODE, GPUS_PER_NODE)
     rows = rows_per_step(run)
+    if run.num_workers is not None:
+        check_rows(run, rows, workers)
     assert run.device_batch_size, "decided"
     microbatches = rows // run.device_batch_size
     memory = memory_per_gpu(model, min(run.device_batch_size, -(-rows // workers)), workers)

@@ -27,11 +27,10 @@ from nanoray.stages.finetune_config import (
     with_length,
 )
 from nanoray.stages.finetune_summary import finish
-from nanoray.stages.pretrain_config import rows_of_batch
+from nanoray.stages.pretrain_config import check_rows, rows_of_batch
 from nanoray.stages.stage_driver import (
     Evaluations,
     PlannedRows,
-    check_rows,
     check_space,
     default_dtype,
     describe_workers,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from nanoray.cluster import connection
-from nanoray.config import InputError
+from nanoray.config import DataError, InputError
 from nanoray.data.datasets import BYTES_PER_TOKEN, DATASETS, resolve_data
 from nanoray.data.manifest import Manifest, check_unchanged, find_shards, make_manifest
 from nanoray.data.plan import DataPlan
@@ -15,6 +15,7 @@ from nanoray.model.scaling import flops_per_token, num_parameters
 from nanoray.stages.pretrain_config import (
     PretrainConfig,
     budget,
+    check_rows,
     decide,
     model_config,
     optimizer_config,
@@ -27,7 +28,6 @@ from nanoray.stages.stage_driver import (
     Evaluations,
     PlannedRows,
     begun_config,
-    check_rows,
     check_space,
     default_dtype,
     describe_workers,
@@ -46,6 +46,9 @@ from nanoray.text.tokenizer_file import load_tokenizer, save_tokenizer
 logger = logging.getLogger(__name__)
 
 STAGE = "pretrain"
+UNITS_LOOKED_AT = 64
+SURELY_A_ROW = 64
+"""Bytes of text per token of a row; none of a vocabulary has so many in the mean."""
 
 SAMPLE_PROMPTS = (
     "The capital of France is",
@@ -119,6 +122,9 @@ def prepare(
         if config.unit_cache
         else None,
     )
+    density = bytes_per_token(tokenizer, manifest)
+    if folder.read_config() is None or config.fresh:
+        check_gives_rows(plan)
     if config.fresh:
         begin_anew(folder)
     save_tokenizer(tokenizer, folder.run.tokenizer_address)
@@ -126,11 +132,38 @@ def prepare(
         folder,
         config,
         recipe=recipe,
-        rows=PlannedRows(plan, rows, bytes_per_token(tokenizer, manifest), validation_rows(config)),
+        rows=PlannedRows(plan, rows, density, validation_rows(config)),
         resources=resources,
     )
     describe(job, config)
     return job
+
+
+def check_gives_rows(plan: DataPlan) -> None:
+    """Look at the beginning of the data, whose units do not go on into each other.
+
+    Raises:
+        DataError: they are too short for a row, or those are on which the model is validated.
+    """
+    for units, which in (
+        (plan.units, "of the training part"),
+        (plan.validation_units, "for validation"),
+    ):
+        looked_at = units[:UNITS_LOOKED_AT]
+        if any(unit.num_bytes > SURELY_A_ROW * plan.max_seq_len for unit in looked_at):
+            continue
+        if any(len(plan.pack_unit(unit).rows) for unit in looked_at):
+            continue
+        raise too_short(plan, which)
+
+
+def too_short(plan: DataPlan, which: str) -> DataError:
+    """Say that a part of the data gives no row."""
+    return DataError(
+        f"--data {plan.manifest.root}: the files {which} are too short, each by itself, for a row "
+        f"of {plan.max_seq_len} tokens. Join them into larger ones, or give a smaller "
+        "--max-seq-len."
+    )
 
 
 def recipe_of(config: PretrainConfig) -> Recipe:

@@ -137,6 +137,15 @@ def decide(config: PretrainConfig, *, on_gpu: bool, dtype: str) -> PretrainConfi
     )
 
 
+def check_rows(config: RunConfig, rows: int, most_workers: int) -> None:
+    """Raise an InputError if there are more workers than rows in a step."""
+    if most_workers > rows:
+        raise InputError(
+            f"--num-workers {config.num_workers or most_workers} is more than the {rows} rows of a "
+            f"step. Give at most {rows}, or a larger --total-batch-tokens."
+        )
+
+
 def check_divides(device_batch_size: int | None, rows: int) -> None:
     """Raise an InputError unless the rows of a step are whole forward passes."""
     assert device_batch_size is not None, "decided"

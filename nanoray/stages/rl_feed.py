@@ -10,6 +10,7 @@ from ray.data import DataIterator, Dataset
 
 from nanoray.data.batches import StepRows
 from nanoray.data.plan import Cursor
+from nanoray.data.ray_data import data_context
 from nanoray.metrics import BEFORE_FILE
 from nanoray.rl.batches import in_batches
 from nanoray.rl.pass_rate import PassRate
@@ -61,7 +62,7 @@ class RolloutFeed:
     def begin(self, cursor: Cursor, *, step: int, num_steps: int) -> Dataset:
         """Give a stream that nobody reads: rollouts need the weights, which trainers have."""
         del cursor, step, num_steps
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        data_context()
         return ray.data.from_items([0])
 
     def collector(self, world: World) -> Collector:

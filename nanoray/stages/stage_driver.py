@@ -31,6 +31,7 @@ from nanoray.stages.plan_feed import PlanFeed
 from nanoray.stages.pretrain_config import checkpoint_bytes
 from nanoray.stages.training_job import Recipe, TrainingJob
 from nanoray.storage import StageFolder, with_patience, write_json
+from nanoray.train.checkpoint_files import committed_steps
 from nanoray.train.device import training_dtype
 
 logger = logging.getLogger(__name__)
@@ -75,25 +76,20 @@ def begun_config(config: AnyConfig, folder: StageFolder) -> AnyConfig | None:
     """
     saved = None if config.fresh else folder.read_config()
     if saved is None:
+        if not config.fresh and folder.run.is_begun(folder.name):
+            folder.run.forget_stage(folder.name)  # somebody has deleted its folder
         return None
     return continue_config(from_json(type(config), saved), config)
-
-
-def check_rows(config: RunConfig, rows: int, most_workers: int) -> None:
-    """Raise an InputError if there are more workers than rows in a step."""
-    if most_workers > rows:
-        raise InputError(
-            f"--num-workers {config.num_workers or most_workers} is more than the {rows} rows of a "
-            f"step. Give at most {rows}, or a larger --total-batch-tokens."
-        )
 
 
 def check_space(
     config: RunConfig, recipe: Recipe, folder: StageFolder, resources: connection.Resources
 ) -> None:
-    """Raise a StorageError if the storage does not hold what the stage keeps."""
+    """Raise a StorageError if the storage has no room for what the stage still adds to it."""
     num_kept = config.keep_last + 1 + most_waiting(recipe, resources)
-    folder.run.check_writable(checkpoint_bytes(recipe.model) * num_kept)
+    num_more = max(1, num_kept - (0 if config.fresh else len(committed_steps(folder))))
+    is_done = folder.name in folder.run.read_state().get("stages_done", []) and not config.fresh
+    folder.run.check_writable(0 if is_done else checkpoint_bytes(recipe.model) * num_more)
 
 
 def most_waiting(recipe: Recipe, resources: connection.Resources) -> int:
@@ -156,9 +152,10 @@ def planned(job: TrainingJob) -> PlanFeed:
 
 def move_aside(folder: StageFolder) -> str | None:
     """Move an earlier stage aside and forget that it was done; gives its new place, if any."""
+    # Killed in between, a stage that is not done goes on; one that is done would have no files.
+    folder.run.forget_stage(folder.name)
     moved = folder.move_aside()
     if moved is not None:
-        folder.run.forget_stage(folder.name)
         logger.info("moved the earlier %s to %s", folder.name, moved)
     return moved
 

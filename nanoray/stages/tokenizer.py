@@ -5,11 +5,12 @@ import time
 from dataclasses import dataclass
 
 from nanoray.cluster import connection
-from nanoray.config import InputError, require_positive
+from nanoray.config import DataError, InputError, require_positive
 from nanoray.data.datasets import resolve_data
 from nanoray.data.manifest import Manifest, make_manifest
 from nanoray.data.plan import first_units, read_documents, split_units
 from nanoray.data.word_counts import count_words
+from nanoray.storage import open_location, write_file
 from nanoray.text.bpe import learn_merges
 from nanoray.text.tokenizer import SMALLEST_VOCABULARY, SPLIT_PATTERN, Tokenizer
 from nanoray.text.tokenizer_file import save_tokenizer
@@ -51,6 +52,7 @@ def train_tokenizer(config: TokenizerConfig) -> str:
     )
     manifest = make_manifest(address, config.text_column, skip_bad_shards=config.skip_bad_shards)
     output = connection.absolute_address(config.output)
+    check_output(output)
     connection.connect()
     began = time.monotonic()
     tokenizer = learn_tokenizer(manifest, config.vocab_size, config.max_chars)
@@ -61,6 +63,21 @@ def train_tokenizer(config: TokenizerConfig) -> str:
         f"{bytes_per_token(tokenizer, manifest):.3f} bytes per token on held-out text, "
         f"trained in {seconds:.1f} s, hash {tokenizer.hash[:16]}"
     )
+
+
+def check_output(address: str) -> None:
+    """Raise an InputError if no file can be written there: training takes longer than a look."""
+    fs, path = open_location(address)
+    if fs.isdir(path):
+        raise InputError(f"--output {address} is a folder. Name a file in it.")
+    probe = f"{path}.probe"
+    try:
+        write_file(fs, probe, b"probe")
+        fs.rm_file(probe)
+    except Exception as error:  # each filesystem has its own errors
+        raise InputError(
+            f"--output {address} cannot be written ({error}). Name a file in a folder that can."
+        ) from error
 
 
 def learn_tokenizer(manifest: Manifest, vocab_size: int, max_chars: int) -> Tokenizer:
@@ -82,8 +99,19 @@ def learn_tokenizer(manifest: Manifest, vocab_size: int, max_chars: int) -> Toke
 
 
 def bytes_per_token(tokenizer: Tokenizer, manifest: Manifest) -> float:
-    """Measure compression on the first documents of the validation part."""
+    """Measure compression on the first documents of the validation part.
+
+    Raises:
+        DataError: there are none.
+    """
     _, validation = split_units(manifest)
-    documents = read_documents(manifest, validation[0])[:SAMPLE_DOCUMENTS]
+    read = (read_documents(manifest, unit)[:SAMPLE_DOCUMENTS] for unit in validation)
+    documents = next((documents for documents in read if documents), [])
+    if not documents:
+        where = manifest.validation_shard or "the end of its only file"
+        raise DataError(
+            f"--data {manifest.root} has no text in {where}, on which the model is validated. "
+            "Take it away, or give a last file with text."
+        )
     num_tokens = sum(len(tokenizer.encode_array(text)) for text in documents)
-    return sum(len(text.encode()) for text in documents) / max(1, num_tokens)
+    return sum(len(text.encode()) for text in documents) / num_tokens

@@ -18,6 +18,8 @@ def load_tokenizer(address: str) -> Tokenizer:
         InputError: no such file, or no whole tokenizer in it.
     """
     fs, path = open_location(address)
+    if fs.isdir(path):
+        raise InputError(f"the tokenizer {address} is a folder. Name the file in it.")
     saved = read_json(fs, path)
     if saved is None:
         raise InputError(

@@ -23,7 +23,7 @@ from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nanoray.config import StorageError
+from nanoray.config import InputError, StorageError
 from nanoray.data.plan import Cursor
 from nanoray.storage import StageFolder, fsync_path, is_local, list_folder, read_json, write_json
 from nanoray.train.checkpoint_files import (
@@ -33,6 +33,7 @@ from nanoray.train.checkpoint_files import (
     committed_steps,
     describe_file,
     load_weights,
+    make_room,
     read_state,
     step_name,
 )
@@ -316,6 +317,8 @@ class Checkpointer:
                 self.fs.rm_file(f"{aside}/rank-{rank:05d}.json")
         if is_local(self.fs):  # elsewhere the manifest was the last act
             fsync_path(aside)
+            self.check_attempt(step)
+            make_room(self.folder, step, self.attempt)
             os.rename(aside, self.folder.path("checkpoints", step_name(step)))
             fsync_path(self.folder.path("checkpoints"))
 
@@ -360,14 +363,19 @@ class Checkpointer:
         """Load a verified step, which any number of ranks may have saved, into a state.
 
         Raises:
-            CheckpointError: it was saved with another model, tokenizer or data plan.
+            InputError: it was saved with another model, tokenizer or data plan.
         """
         path = self.folder.path("checkpoints", step_name(step))
         saved = read_state(self.folder, step)
-        differing = [name for name, value in self.facts.items() if saved.get(name) != value]
+        differing = [
+            f"{name} {str(saved.get(name))[:80]}, not {str(value)[:80]}"
+            for name, value in self.facts.items()
+            if saved.get(name) != value
+        ]
         if differing:
-            raise CheckpointError(
-                path, f"it was saved with another {', '.join(differing)}.", "Use that one."
+            raise InputError(
+                f"{path} was saved with {'; '.join(differing)}. Restore what the run began with, "
+                "or begin anew with another --run or --fresh."
             )
         load_tensors(state, SavedModel(self.folder, step), with_optimizer=True)
         state.step, state.tokens = int(saved["step"]), int(saved["tokens"])

@@ -81,6 +81,15 @@ def move_aside(folder: StageFolder, step: int, reason: str) -> str:
     return moved
 
 
+def make_room(folder: StageFolder, step: int, attempt: int) -> None:
+    """Move a step aside that a group which was cut off has committed before this attempt could."""
+    path = folder.path("checkpoints", step_name(step))
+    manifest = read_json(folder.fs, f"{path}/manifest.json")
+    if manifest is not None and manifest["attempt"] != attempt:
+        moved = move_aside(folder, step, "replaced")
+        logger.warning("step %d was committed by another attempt; moved it to %s", step, moved)
+
+
 def read_state(folder: StageFolder, step: int) -> dict[str, Any]:  # Any: JSON
     """Read state.json of a committed step."""
     return read_json(folder.fs, folder.path("checkpoints", step_name(step), "state.json")) or {}

@@ -73,7 +73,7 @@ def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
     """
     save_is_due, interval = False, SaveInterval(config.save, world.world_size, state.step)
     if validation_is_missing(validation.key, state.step, config, world, metrics):
-        metrics.amend(validation.measure(state.model))
+        metrics.amend(measured(state, validation))
     try:
         while state.step < config.num_steps:
             wanted = world.rank == 0 and (interval.is_due(state.step + 1) or bool(world.wish()))
@@ -119,9 +119,14 @@ def validate(
     state: TrainState, validation: Validation, metrics: MetricsLogger, account: Account
 ) -> None:
     """Validate, and add what comes out to the newest step."""
-    metrics.amend(validation.measure(state.model))
+    metrics.amend(measured(state, validation))
     seconds = account.spend("validation")
     metrics.amend({"validation/seconds": seconds, **account.values()})
+
+
+def measured(state: TrainState, validation: Validation) -> dict[str, float | None]:
+    """Give what a validation comes to, as JSON can hold it."""
+    return {name: finite(value) for name, value in validation.measure(state.model).items()}
 
 
 def make_way_if_asked(

@@ -12,7 +12,7 @@ from nanoray.cluster.recovery import (
     find_cause,
     of_group,
 )
-from nanoray.config import InputError, StorageError
+from nanoray.config import DataError, InputError, StorageError
 from nanoray.train.rollback import DivergedError
 from nanoray.train.world import AskedToStopError, ProcessGroupEndedError, RoomForMoreError
 
@@ -50,6 +50,9 @@ def test_what_ray_says_of_a_worker_is_understood(name: str) -> None:
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), Cause.MEMORY),
         (MemoryError(), Cause.MEMORY),
+        (RuntimeError("CUDA error: out of memory"), Cause.MEMORY),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublas"), Cause.MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), Cause.MEMORY),
         (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), Cause.LOST),
         (torch.distributed.DistBackendError("NCCL communicator was aborted"), Cause.LOST),
         (ConnectionResetError("reset"), Cause.LOST),
@@ -152,3 +155,35 @@ def test_what_another_start_cannot_cure_is_never_tried_again(cause: Cause) -> No
     budget = RetryBudget(max_restarts=10, device_batch_size=4)
 
     assert not budget.decide(Failure(cause, 0, "--depth 0"), 0).again
+
+
+def test_an_error_that_comes_back_with_another_text_is_the_same_error() -> None:
+    budget = RetryBudget(max_restarts=10, device_batch_size=8)
+
+    def fail(number: int) -> Failure:
+        def work() -> None:
+            raise ValueError(f"bad batch {object()} of attempt {number}")
+
+        return raised_by(work)
+
+    assert [budget.decide(fail(n), 5 * n).again for n in range(2)] == [True, False]
+
+
+def test_errors_of_all_kinds_in_a_row_end_a_run_too() -> None:
+    budget = RetryBudget(max_restarts=3, device_batch_size=8)
+    bugs = [Failure(Cause.BUG, 0, f"ValueError: {number}") for number in range(5)]
+
+    assert [budget.decide(bug, 7).again for bug in bugs] == [True, True, True, False, False]
+
+
+def test_what_a_reader_found_wrong_is_told_as_it_was_raised_there() -> None:
+    from ray.exceptions import RayTaskError
+
+    cause = DataError("/data/a.parquet cannot be read at rows 0 to 5. Fetch it again.")
+    inner = RayTaskError("read", "Traceback ...", cause)
+    outer = RayTaskError("next", "Traceback ...", inner)
+
+    failure = describe_failure(outer, 1)
+
+    assert failure.cause is Cause.INPUT
+    assert failure.summary == f"DataError: {cause}"

@@ -336,3 +336,19 @@ def test_the_same_files_have_the_same_hash_on_every_filesystem(memory_folder, tm
     local, remote = make_manifest(str(tmp_path), "text"), make_manifest(memory_folder, "text")
 
     assert local.hash == remote.hash
+
+
+@pytest.mark.parametrize("name", ["we[1] rd ü", "what?", "star*"])
+def test_a_folder_may_have_signs_of_a_glob_in_its_name(folder: Path, name: str) -> None:
+    odd = folder.rename(folder.parent / name)
+
+    assert paths_of(make_manifest(str(odd), "text")) == NAMES
+    assert paths_of(make_manifest(f"{odd}/{NAMES[0]}", "text")) == NAMES[:1]
+
+
+def test_two_columns_of_one_name_are_told(tmp_path: Path) -> None:
+    table = pa.table([["a"], ["b"]], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+
+    with pytest.raises(DataError, match="has several columns 'text'"):
+        make_manifest(str(tmp_path), "text")

@@ -329,3 +329,18 @@ def test_the_estimate_of_units_never_falls_short_of_the_rows(tmp_path, packing, 
 
     rows_of_unit = {unit: len(plan.pack_unit(unit).rows) for unit in plan.units}
     assert sum(rows_of_unit[plan.unit(i)] for i in range(num_units)) >= num_rows
+
+
+def test_of_a_large_row_group_a_unit_reads_a_few_rows_at_a_time(tmp_path: Path) -> None:
+    texts = [f"{number} " + "some words " * 400 for number in range(10_000)]
+    write_row_groups(tmp_path / "one.parquet", [texts])
+    manifest = make_manifest(str(tmp_path), "text")
+    pool, before = pa.system_memory_pool(), pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        read = read_documents(manifest, Unit(0, 5100, 5700, 1))
+    finally:
+        pa.set_memory_pool(before)
+
+    assert read == texts[5100:5700]
+    assert pool.max_memory() < sum(map(len, texts)) / 4

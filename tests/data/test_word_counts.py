@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import regex
 
+from nanoray.config import DataError
 from nanoray.data.manifest import Manifest, make_manifest
 from nanoray.data.plan import Unit, split_units
 from nanoray.data.word_counts import UNITS_PER_TASK, count_words
@@ -76,3 +77,14 @@ def test_words_are_bytes_split_by_the_pattern_that_is_given(manifest):
     assert counts[b"river"] == sum(text.split().count("river") for text in TEXTS)
     assert counts["Ωmega".encode()] == 1
     assert b" river" not in counts
+
+
+@pytest.mark.cluster
+def test_a_shard_that_cannot_be_read_is_told_in_one_sentence(manifest: Manifest) -> None:
+    shard = Path(manifest.root) / "a.parquet"
+    content = bytearray(shard.read_bytes())
+    content[4:2000] = bytes(1996)
+    shard.write_bytes(content)
+
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read at rows .* Fetch it again"):
+        count_words(manifest, cut(manifest, 100_000), SPLIT_PATTERN)

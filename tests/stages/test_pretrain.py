@@ -11,6 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from nanoray.config import DataError
+from nanoray.data.manifest import Manifest, make_manifest
+from nanoray.data.plan import DataPlan
+from nanoray.stages.pretrain import check_gives_rows
+from nanoray.text.tokenizer import Tokenizer
+from tests.data.shards import write_shard
 from tests.driver import connected
 from tests.faults.test_kill import arguments
 from tests.running import ROOT, TINY, Cluster, run_job, small_corpus
@@ -205,3 +211,26 @@ def test_documents_that_are_empty_null_huge_or_no_utf8_do_not_stop_a_run(
     )
 
     assert code == 0, output
+
+
+@pytest.mark.parametrize(
+    ("training", "validation", "which"),
+    [
+        (["a short text"], ["long enough " * 50], "of the training part"),
+        (["long enough " * 50], ["a short text"], "for validation"),
+    ],
+)
+def test_files_too_short_for_a_row_are_told(
+    tmp_path: Path, training: list[str], validation: list[str], which: str
+) -> None:
+    for number in range(5):
+        write_shard(tmp_path / f"{number}.parquet", training if number < 4 else validation)
+    manifest = make_manifest(str(tmp_path), "text")
+
+    with pytest.raises(DataError, match=f"the files {which} are too short, each by itself"):
+        check_gives_rows(plan_over(manifest, 256))
+    check_gives_rows(plan_over(manifest, 8))
+
+
+def plan_over(manifest: Manifest, T: int) -> DataPlan:
+    return DataPlan(manifest, Tokenizer([]), max_seq_len=T, packing="bestfit", seed=0)

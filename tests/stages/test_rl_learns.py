@@ -20,6 +20,7 @@ LESSON: tuple[object, ...] = (
     *("--mixture", "arithmetic=12000"),
     *("--learn", "assistant"),
     *("--lr-fraction", 0.5),
+    *("--warmdown-ratio", 0.2),
     *("--skip-sigmas", 0),
     *("--total-batch-tokens", 4096),
     *("--device-batch-size", 16),

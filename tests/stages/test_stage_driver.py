@@ -1,16 +1,17 @@
 """What the driver of every stage decides before anything is started."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from nanoray.cluster.connection import Resources
-from nanoray.config import InputError, to_json
-from nanoray.stages.pretrain_config import PretrainConfig
-from nanoray.stages.stage_driver import begun_config, check_rows, most_waiting, move_aside
+from nanoray.config import InputError, StorageError, to_json
+from nanoray.stages.pretrain_config import PretrainConfig, check_rows, checkpoint_bytes
+from nanoray.stages.stage_driver import begun_config, check_space, most_waiting, move_aside
 from nanoray.stages.training_job import TrainingJob
 from nanoray.storage import RunFolder
+from nanoray.train.checkpoint_files import step_name
 from tests.stages.test_training_job import job as job_fixture
 
 job = job_fixture
@@ -55,3 +56,47 @@ def test_on_cpus_one_checkpoint_at_a_time_waits_to_be_evaluated(job: TrainingJob
 
     assert most_waiting(job.recipe, resources) == 0
     assert most_waiting(replace(job.recipe, evaluate_every=5), resources) == 1
+
+
+@dataclass
+class RoomFor:
+    """Stands for `shutil`, on a disk with so many bytes free."""
+
+    free: int
+
+    def disk_usage(self, path: str) -> "RoomFor":
+        return self
+
+
+def test_a_run_that_goes_on_needs_room_only_for_what_it_has_not_saved_yet(
+    job: TrainingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, resources = job.folder, Resources((1, 1), False, 1.0, 1, 1)
+    size = checkpoint_bytes(job.recipe.model)
+    monkeypatch.setattr("nanoray.storage.shutil", RoomFor(size + 1))
+    config = replace(job.config, keep_last=3)
+    with pytest.raises(StorageError, match="GB free and the run needs"):
+        check_space(config, job.recipe, folder, resources)
+
+    for step in (5, 10, 15):
+        saved = Path(folder.path("checkpoints", step_name(step)))
+        saved.mkdir(parents=True)
+        (saved / "manifest.json").write_text("{}")
+
+    check_space(config, job.recipe, folder, resources)
+    with pytest.raises(StorageError):
+        check_space(replace(config, fresh=True), job.recipe, folder, resources)
+    folder.run.mark_done(folder.name)
+    monkeypatch.setattr("nanoray.storage.shutil", RoomFor(0))
+    check_space(config, job.recipe, folder, resources)
+
+
+def test_a_stage_whose_folder_was_deleted_begins_anew(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path), "r").stage("sft")
+    folder.run.begin_attempt("sft", 20)
+    folder.run.mark_done("sft")
+
+    assert begun_config(PretrainConfig(), folder) is None
+
+    state = folder.run.read_state()
+    assert (state["stages_done"], state["start_step"], state["attempt"]) == ([], 0, 1)

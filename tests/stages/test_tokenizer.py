@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from nanoray.config import InputError
+from nanoray.config import DataError, InputError
 from nanoray.data.manifest import make_manifest
 from nanoray.data.plan import read_documents, split_units
 from nanoray.stages.tokenizer import (
     TokenizerConfig,
     bytes_per_token,
+    train_tokenizer,
 )
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.text.tokenizer_file import load_tokenizer
+from tests.data.shards import write_shard
 from tests.running import Cluster, run_job, small_corpus, start_cluster
 
 
@@ -80,3 +82,25 @@ def test_compression_is_measured_on_held_out_text(tmp_path: Path) -> None:
 def test_a_config_that_cannot_work_is_refused(fields: dict[str, int], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         TokenizerConfig(**fields)  # type: ignore[arg-type]  # one table of int fields
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_training(tmp_path: Path) -> None:
+    data = small_corpus(tmp_path / "data")
+    (tmp_path / "file").write_text("")
+
+    for output, said in (
+        (tmp_path, "is a folder. Name a file in it."),
+        (tmp_path / "file" / "tokenizer.json", "cannot be written"),
+    ):
+        with pytest.raises(InputError, match=said):
+            train_tokenizer(TokenizerConfig(data=str(data), output=str(output)))
+    with pytest.raises(InputError, match="is a folder"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_validation_part_without_text_is_told(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.parquet", ["some text"])
+    write_shard(tmp_path / "b.parquet", ["", None])
+
+    with pytest.raises(DataError, match=r"has no text in b\.parquet"):
+        bytes_per_token(Tokenizer([]), make_manifest(str(tmp_path), "text"))

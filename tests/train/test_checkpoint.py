@@ -9,12 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nanoray.config import StorageError
+from nanoray.config import InputError, StorageError
 from nanoray.data.plan import Cursor
 from nanoray.storage import StageFolder, list_folder, read_json
 from nanoray.train.checkpoint import Checkpointer, load_tensors
 from nanoray.train.checkpoint_files import (
-    CheckpointError,
     committed_steps,
     newest_verified_step,
     step_name,
@@ -210,7 +209,7 @@ def test_a_state_of_another_run_is_refused_with_what_differs(disk):
     state = state_at(0, seed=2)
     facts = {**FACTS, "model": {"num_layers": 3}, "data_hash": "other"}
 
-    with pytest.raises(CheckpointError, match="saved with another model, data_hash") as error:
+    with pytest.raises(InputError, match=r"was saved with model .*; data_hash .*, not ") as error:
         open_checkpoints(disk, facts=facts).restore(state, 1)
 
     assert "step_000001" in str(error.value)
@@ -286,3 +285,17 @@ def test_an_error_before_the_commit_leaves_no_step(folder):
     with pytest.raises(StorageError, match="could not be flushed"):
         checkpointer.wait()
     assert committed_steps(folder) == []
+
+
+def test_a_step_that_a_group_committed_after_it_was_replaced_makes_room(disk):
+    old, new = open_checkpoints(disk), open_checkpoints(disk)
+    old.check_attempt = lambda step: None  # it looked just before the other one began
+    save_steps(old, [20])
+
+    new.save(state_at(20, seed=2))
+    new.wait()
+
+    restored = state_at(0)
+    new.restore(restored, 20)
+    assert same_contents(restored, state_at(20, seed=2))
+    assert len(list_folder(disk.fs, disk.path("checkpoints", "replaced"))) == 1
