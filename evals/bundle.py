@@ -21,6 +21,14 @@ from nanoray.config import DataError, InputError
 from nanoray.data.cached_file import ZIP, fetch_once
 
 PUBLISHED = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"
+PUBLISHED_TASKS = (
+    *("hellaswag_zeroshot", "jeopardy", "bigbench_qa_wikidata", "arc_easy", "arc_challenge"),
+    *("copa", "commonsense_qa", "piqa", "openbook_qa", "lambada_openai", "hellaswag"),
+    *("winograd", "winogrande", "bigbench_dyck_languages", "agi_eval_lsat_ar"),
+    *("bigbench_cs_algorithms", "bigbench_operators", "bigbench_repeat_copy_logic", "squad"),
+    *("coqa", "boolq", "bigbench_language_identification"),
+)
+"""Those of the published bundle, in its order."""
 KINDS = {
     "multiple_choice": ("query", "choices", "gold"),
     "schema": ("context_options", "continuation", "gold"),

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from nanoray.config import InputError
@@ -83,9 +83,11 @@ class TaskExam:
 
     @property
     def fingerprint(self) -> str:
-        """Hash all examples, their answers included."""
+        """Hash all examples, their answers included, and what else decides their grades."""
         examples = [self.task.example(index) for index in range(self.size)]
-        return hash_questions([[list(e.messages), e.choices] for e in examples])
+        asked: list[object] = [[list(e.messages), e.choices] for e in examples]
+        tests: Callable[[int], object] | None = getattr(self.task, "tests", None)
+        return hash_questions([asked, list(map(tests, range(self.size)))] if tests else asked)
 
     def __len__(self) -> int:
         """Give the number of questions."""

@@ -1,11 +1,12 @@
 """Which questions an evaluation asks, by the names that the user gives."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from evals import CHAT_TASKS, TASKS, TaskSettings
-from evals.bundle import Bundle, CoreTask, open_bundle
+from evals.bundle import PUBLISHED_TASKS, Bundle, CoreTask, open_bundle
 from evals.core import FEW_SHOT_SEED, SHUFFLE_SEED, CoreExam
 from evals.exam import Exam, exam_of
 from evals.hub import SHUFFLE_SEED as HUB_SEED
@@ -65,19 +66,17 @@ def plan_exams(config: ExamConfig) -> ExamPlan:
     Raises:
         InputError: an unknown task, or data that are not there.
     """
-    wanted = {name.strip() for name in config.tasks.split(",") if name.strip()}
+    wanted = {name.strip().lower() for name in config.tasks.split(",") if name.strip()}
     bundle, tasks = None, list[CoreTask]()
+    # A typo is told before 160 MB are fetched.
+    if config.eval_bundle is None:
+        check_names(config.tasks, wanted, PUBLISHED_TASKS)
     if wanted - {"chat", *TASKS}:
         bundle = open_bundle(located(config.eval_bundle))
         tasks = bundle.tasks()
     labels = [task.label for task in tasks]
-    unknown = sorted(wanted - {"core", "chat", *labels, *TASKS})
-    if unknown or not wanted:
-        raise InputError(
-            f"--tasks {config.tasks!r}: {unknown[0] if unknown else 'nothing'} is no task. There "
-            f"are core, chat, {', '.join([*labels, *TASKS])}."
-        )
-    picked = [task for task in tasks if wanted & {"core", task.label}]
+    check_names(config.tasks, wanted, labels)
+    picked = [task for task in tasks if wanted & {"core", task.label.lower()}]
     exams, available = list[Exam](), dict[str, int]()
     for task in picked:
         assert bundle is not None, "it has these tasks"
@@ -103,6 +102,16 @@ def plan_exams(config: ExamConfig) -> ExamPlan:
             "seeds": {"core": SHUFFLE_SEED, "few_shot": FEW_SHOT_SEED, "hub": HUB_SEED},
         },
     )
+
+
+def check_names(given: str, wanted: set[str], labels: Sequence[str]) -> None:
+    """Raise an InputError unless all tasks that are wanted are known; `labels` are CORE's."""
+    unknown = sorted(wanted - {"core", "chat", *map(str.lower, labels), *TASKS})
+    if unknown or not wanted:
+        raise InputError(
+            f"--tasks {given!r}: {unknown[0] if unknown else 'nothing'} is no task. There "
+            f"are core, chat, {', '.join([*labels, *TASKS])}."
+        )
 
 
 def written_tasks(config: ExamConfig, wanted: set[str]) -> list[Task]:

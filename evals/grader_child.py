@@ -127,9 +127,9 @@ def reply(function: Value, *args: Value, **kwargs: Value) -> bytes:
     except NotLiteralError:
         return encode(("no literal",))
     except Exception as error:
+        error.__traceback__ = None  # it keeps all that the function held, if need be all memory
         own, *bases = type(error).__mro__
         builtin = next(base for base in (own, *bases) if base.__module__ == "builtins")
-        error.__traceback__ = None  # it keeps all that the function held, if need be all memory
         return encode(("raised", own.__name__, builtin.__name__, str(error)[:200]))
 
 
@@ -156,7 +156,9 @@ class Candidate:
                 case ("value", value):
                     return value
                 case ("raised", str() as name, str() as builtin, str() as message):
-                    self.note = NOTES.get(name, f"raised {name[:40]}")
+                    # The program chose the name, and the note is printed.
+                    shown = name[:40] if name.isascii() and name.isidentifier() else "an error"
+                    self.note = NOTES.get(name, f"raised {shown}")
                     self.raised = exception(builtin, message)
                     raise self.raised
         except NotLiteralError:

@@ -39,7 +39,13 @@ def read_split(
         DataError: the split cannot be had, lacks a column, or has no rows.
     """
     table, order = read_table(dataset, config, split, hub_dir, columns=columns)
-    rows = table.to_pylist()
+    try:
+        rows = table.to_pylist()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{dataset} ({config}, {split}) has text that is not UTF-8 ({error}). Give another "
+            "--hub-dir."
+        ) from error
     return [rows[index] for index in order]
 
 
@@ -70,6 +76,11 @@ def read_table(
         raise DataError(
             f"{files[0]} has no rows. Give a --hub-dir in which {dataset} {config} {split} is "
             "filled, or none, to read it from the Hugging Face hub."
+        )
+    empty = [name for name in table.column_names if table[name].null_count]
+    if empty:
+        raise DataError(
+            f"{files[0]} has rows without {', '.join(empty)}. Give a --hub-dir without them."
         )
     return table, np.random.default_rng(SHUFFLE_SEED).permutation(table.num_rows)
 

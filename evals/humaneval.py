@@ -7,7 +7,7 @@ from evals.hub import read_split
 from nanoray.inference.sandbox import Level, LevelChoice, Limits, choose_level
 from nanoray.task import Example, Grade
 
-FENCED = re.compile(r"```(?:python)?[ \t]*\n(.*?)\n```", re.DOTALL)
+FENCED = re.compile(r"```(?:python)?\s*\n(.*?)\n```", re.DOTALL)
 LIMITS = Limits()
 """5 seconds as in nanochat; of memory twice as much, since our limit counts Python's own too."""
 
@@ -41,6 +41,10 @@ class HumanEval:
             {"role": "assistant", "content": f"{row['prompt']}\n{row['canonical_solution']}"},
         )
         return Example(messages)
+
+    def tests(self, index: int) -> object:
+        """Give what an answer is graded by, beside what the example shows."""
+        return [self.rows[index]["test"], self.rows[index]["entry_point"]]
 
     def grade(self, index: int, answer: str) -> Grade:
         """Run the function of an answer against its tests, in a sandbox.

@@ -4,6 +4,7 @@ from typing import Literal
 
 from evals.choices import choice_example, grade_letter
 from evals.hub import read_split
+from nanoray.config import DataError
 from nanoray.task import Example, Grade
 
 LETTERS = ("A", "B", "C", "D")
@@ -40,6 +41,11 @@ class MMLU:
     def example(self, index: int) -> Example:
         """Give one question; the answer is a letter."""
         row = self.rows[index]
+        if row["answer"] not in range(len(LETTERS)):
+            raise DataError(
+                f"MMLU: the answer to {row['question']!r} is {row['answer']!r}, and must be a "
+                f"number from 0 to {len(LETTERS) - 1}. Give another --hub-dir."
+            )
         return choice_example(row["question"], LETTERS, row["choices"], LETTERS[row["answer"]])
 
     def grade(self, index: int, answer: str) -> Grade:

@@ -2,7 +2,10 @@
 
 from typing import Literal
 
+import pyarrow as pa
+
 from evals.hub import read_table
+from nanoray.config import DataError
 from nanoray.task import Example
 
 
@@ -19,6 +22,13 @@ class SmolTalk:
         dataset = "HuggingFaceTB/smol-smoltalk"
         table, self.order = read_table(dataset, "default", split, hub_dir, columns=("messages",))
         self.conversations = table["messages"]
+        kind = self.conversations.type
+        fields = kind.value_type.names if pa.types.is_list(kind) else []
+        if not {"role", "content"} <= set(fields):
+            raise DataError(
+                f"{dataset} holds {kind} in the column messages, and not lists of structs with "
+                "role and content. Give another --hub-dir."
+            )
 
     def __len__(self) -> int:
         """Give the number of conversations."""
@@ -26,7 +36,11 @@ class SmolTalk:
 
     def example(self, index: int) -> Example:
         """Give one conversation."""
-        messages = self.conversations[int(self.order[index])].as_py()
+        row = int(self.order[index])
+        try:
+            messages = self.conversations[row].as_py()
+        except UnicodeDecodeError as error:
+            raise DataError(f"SmolTalk, row {row} is not UTF-8 ({error}).") from error
         return Example(
             tuple({"role": message["role"], "content": message["content"]} for message in messages)
         )

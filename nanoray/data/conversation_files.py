@@ -140,7 +140,10 @@ class ParquetRows:
         """Convert one row."""
         if self.column is None:
             self.column = self._read(lambda parquet: parquet.read(columns=[COLUMN])[COLUMN])
-        messages = self.column[index].as_py()
+        try:
+            messages = self.column[index].as_py()
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.where(index)} is not UTF-8 ({error}). {FORMS}") from error
         if messages is None:
             raise DataError(f"{self.where(index)} has no messages. Leave the row out.")
         return messages

@@ -20,8 +20,8 @@ from fsspec import AbstractFileSystem
 
 from nanoray.config import DataError, InputError
 from nanoray.storage import read_json, write_json
-from nanoray.task import Lessons
-from nanoray.text.chat import Message, check_conversation
+from nanoray.task import Example, Lessons
+from nanoray.text.chat import Message, check_conversation, content_parts
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def _rows(parts: Sequence[Part], *, skip_bad: bool) -> Iterator[tuple[str, str]]
     for part, number in mixture_order([part.count for part in parts]):
         lessons, index = parts[part].lessons, number % parts[part].size
         try:
-            text = written(lessons.example(index).messages)
+            text = written(example_of(lessons, index).messages)
         except InputError as error:
             place = place_of(lessons, index)
             problem = str(error) if place in str(error) else f"{place}: {error}"
@@ -152,6 +152,22 @@ def _rows(parts: Sequence[Part], *, skip_bad: bool) -> Iterator[tuple[str, str]]
         logger.warning("skipped %d bad conversations in all", skipped)
 
 
+def example_of(lessons: Lessons, index: int) -> Example:
+    """Give an example.
+
+    Raises:
+        InputError: the row that it is made of has not the shape that all have.
+    """
+    try:
+        return lessons.example(index)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"The row has not the shape of its source ({type(error).__name__}: {error})."
+        ) from error
+
+
 def written(messages: Sequence[Message]) -> str:
     """Write a conversation as JSON, with what is rendered of it alone.
 
@@ -159,11 +175,18 @@ def written(messages: Sequence[Message]) -> str:
         InputError: it cannot be learned from.
     """
     check_conversation(messages)
-    kept = [{name: one[name] for name in ("role", "content")} for one in messages]
-    try:
-        return json.dumps(kept, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"It cannot be written as JSON ({error}).") from error
+    kept = [
+        {"role": message["role"], "content": kept_content(message["content"], index)}
+        for index, message in enumerate(messages)
+    ]
+    return json.dumps(kept, ensure_ascii=False)
+
+
+def kept_content(content: Any, index: int) -> str | list[dict[str, str]]:  # Any: checked input
+    """Give text, or parts without what else may stand in them."""
+    if isinstance(content, str):
+        return content
+    return [{"type": kind, "text": text} for kind, text in content_parts(content, index)]
 
 
 def place_of(lessons: Lessons, index: int) -> str:

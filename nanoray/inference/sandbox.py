@@ -10,6 +10,7 @@ of it is left. How much of this holds is its level:
 Whoever runs a sandbox names its level and can record it; no level ever stands in for another.
 """
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -37,6 +38,8 @@ LevelChoice = Literal["auto", "strong", "basic"]
 CHILD = Path(__file__).with_name("sandbox_child.py")
 MAX_MESSAGE_BYTES = 1_000_000
 """Of what a sandbox sends."""
+LOOK = 0.2
+"""Seconds between two looks at what a program has written to disk."""
 START_SECONDS = 60.0
 """A start takes 50 ms; on a machine with more work than cores it may take seconds."""
 
@@ -76,6 +79,8 @@ class Limits:
     """Of address space, Python's own included."""
     file_bytes: int = 8 * 2**20
     """Of one file in its folder."""
+    folder_bytes: int = 64 * 2**20
+    """Of all files in its folder, within `LOOK` seconds."""
     open_files: int = 64
     """At once, the three standard ones and the channel's two included."""
 
@@ -211,12 +216,24 @@ class Sandbox:
         """Read so many bytes of the program's messages."""
         data = bytearray()
         while len(data) < size:
-            wait_for(self.replies, select.POLLIN, self.deadline)
+            self.wait_for_replies()
             chunk = os.read(self.replies.fileno(), size - len(data))
             if not chunk:
                 raise StoppedError(self.describe_end())
             data += chunk
         return bytes(data)
+
+    def wait_for_replies(self) -> None:
+        """Wait until there is something to read, with an eye on what the program writes to disk."""
+        while True:
+            try:
+                wait_for(self.replies, select.POLLIN, min(self.deadline, time.monotonic() + LOOK))
+                return
+            except StoppedError:
+                if folder_bytes(self.folder) > self.limits.folder_bytes:
+                    raise StoppedError("wrote too much to disk") from None
+                if time.monotonic() >= self.deadline:
+                    raise
 
     def describe_end(self) -> str:
         """Say how the process ended, which has closed the channel; end it if it has not."""
@@ -224,7 +241,7 @@ class Sandbox:
         code = self.process.wait()
         if code == -signal.SIGKILL:  # ours; or the kernel's, for want of CPU time or memory
             return "was killed or closed its channel"
-        return "exited" if code >= 0 else f"crashed with {signal.Signals(-code).name}"
+        return "exited" if code >= 0 else f"crashed with {signal_name(-code)}"
 
     def kill(self) -> None:
         """Kill the whole session. Until it is waited for, its id cannot become another's."""
@@ -241,6 +258,27 @@ class Sandbox:
         self.requests.close()
         self.replies.close()
         remove_folder(self.folder)
+
+
+def signal_name(number: int) -> str:
+    """Give the name of a signal; most real-time signals have none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def folder_bytes(folder: str) -> int:
+    """Sum what the files in a folder take on disk; what cannot be looked at is left out."""
+    total, folders = 0, [folder]
+    while folders:
+        with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(entry.path)
+    return total
 
 
 def wait_for(pipe: IO[bytes], event: int, deadline: float) -> None:

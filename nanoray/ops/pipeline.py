@@ -22,7 +22,7 @@ from nanoray.report_card import read_card
 from nanoray.stages.finetune_config import FinetuneConfig
 from nanoray.stages.pretrain_config import PretrainConfig
 from nanoray.stages.rl_config import RLConfig
-from nanoray.stages.start import changed_facts, fingerprints, stage_before
+from nanoray.stages.start import changed_facts, fingerprints, source_of
 from nanoray.storage import RunFolder, StageFolder, read_json
 from nanoray.train.checkpoint_name import STAGES, SavedModel, find_steps
 
@@ -182,13 +182,17 @@ def differences(stage: str, config: RunConfig, run: RunFolder) -> str:
         for f, value in zip(dataclasses.fields(config), to_json(config).values(), strict=True)
         if f.metadata.get("identity") and value is not None
     }
+    start = None
+    if stage != STAGES[0]:
+        named = asked.get("from_")
+        start = SavedModel(*newest_of(run, source_of(folder, named)))
+        asked |= {"from_": start.name} if named else {}
     changed = [flag(name) for name, value in asked.items() if saved.get(name) != value]
-    if stage == STAGES[0]:
+    if start is None:
         data = getattr(config, "data", None)
         own = {data, connection.absolute_address(data)} if data else {saved.get("data")}
         return " and ".join(changed + ([] if saved.get("data") in own else ["--data"]))
     # The hash stands beside the weights: they are read and verified by the stage that needs them.
-    start = SavedModel(*newest_of(run, stage_before(folder)))
     facts = {"from": start.name, "weights": start.weights_hash(), "sources": fingerprints(config)}
     return " and ".join(changed + changed_facts(folder, facts))
 

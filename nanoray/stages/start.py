@@ -56,7 +56,7 @@ def open_later_stage(stage: str, config: Later, storage: str) -> tuple[Later, Op
     name = config.run or str(config.from_).partition("/")[0].partition("@")[0]
     folder = RunFolder(storage, name).stage(stage)
     saved = None if config.fresh else folder.read_config()
-    source = config.from_ or (saved and saved["from_"]) or stage_before(folder)
+    source = source_of(folder, config.from_ or (saved["from_"] if saved else None))
     try:
         start = find_model(storage, source)
     except InputError as error:
@@ -131,6 +131,17 @@ def fingerprint(address: str) -> str:
         if size <= 2**24:
             digest.update(fs.cat_file(file))
     return digest.hexdigest()
+
+
+def source_of(folder: StageFolder, asked: str | None) -> str:
+    """Name what a stage starts from: what was asked for, or the latest finished stage before it.
+
+    The bare name of its own run means the latter, or a stage could start from itself.
+
+    Raises:
+        InputError: there is none.
+    """
+    return stage_before(folder) if asked in (None, folder.run.run) else asked
 
 
 def stage_before(folder: StageFolder) -> str:

@@ -64,7 +64,13 @@ def check_conversation(messages: Any) -> None:  # Any: unchecked input
     """
     if not isinstance(messages, list | tuple):
         raise InputError(f"A conversation is a list of messages, not {str(messages)[:80]!r}.")
-    for index, message in enumerate(_alternating(messages)):
+    for index, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        # A system message may be empty: it becomes a part of the user's.
+        if content is not None and not str(content).strip() and message.get("role") != "system":
+            raise InputError(f"Message {index} is empty. Give it a text, or leave it out.")
+    alternating = _alternating(messages)
+    for index, message in enumerate(alternating, len(messages) - len(alternating)):
         content, role = message.get("content"), message["role"]
         texts = [_text(message, index)] if role == "user" else []
         texts = texts or [text for _, text in content_parts(content, index)]
@@ -104,8 +110,8 @@ def _alternating(messages: Sequence[Message]) -> list[Message]:
         merged = [{"role": "user", "content": text}, *merged[2:]]
     if not merged:
         raise InputError("A conversation needs at least one message.")
-    for index, message in enumerate(merged):
-        expected = ("user", "assistant")[index % 2]
+    for place, message in enumerate(merged):
+        expected, index = ("user", "assistant")[place % 2], place + len(messages) - len(merged)
         if message.get("role") != expected:
             raise InputError(
                 f"Message {index} is of role {message.get('role')!r}, and {expected!r} must stand "

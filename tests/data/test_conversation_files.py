@@ -12,6 +12,7 @@ import pytest
 from nanoray.config import DataError, StorageError
 from nanoray.data.conversation_files import ConversationFiles, find_conversations
 from nanoray.text.chat import render
+from tests.data.shards import raw_strings
 from tests.support import tiny_tokenizer
 
 
@@ -207,3 +208,15 @@ def test_conversations_can_be_sent_to_another_process(tmp_path: Path) -> None:
     copy = pickle.loads(pickle.dumps(found))
 
     assert texts(copy) == ["a", "b", "c"]
+
+
+def test_a_row_that_is_no_utf8_is_named(tmp_path: Path) -> None:
+    texts = raw_strings([b"hi", b"hi \xff"])
+    struct = pa.StructArray.from_arrays([pa.array(["user", "user"]), texts], ["role", "content"])
+    rows = pa.ListArray.from_arrays([0, 1, 2], struct)
+    pq.write_table(pa.table({"messages": rows}), tmp_path / "own.parquet")
+    found = find_conversations(str(tmp_path / "own.parquet"))
+
+    assert found.example(0).messages[0]["content"] == "hi"
+    with pytest.raises(DataError, match=r"own\.parquet row 2 is not UTF-8"):
+        found.example(1)

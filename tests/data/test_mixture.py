@@ -165,3 +165,33 @@ def test_bad_conversations_are_left_out_if_asked(
 def test_a_mixture_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no conversation for train"):
         write(tmp_path, Part(Numbers("a", 0)))
+
+
+def test_what_is_not_rendered_of_a_part_is_not_kept(tmp_path: Path) -> None:
+    part = '{"type": "text", "text": "a", "id": "\\ud800"}'
+    (tmp_path / "own.jsonl").write_text(
+        f'[{{"role": "user", "content": "q"}}, {{"role": "assistant", "content": [{part}]}}]'
+    )
+
+    write(tmp_path / "m", Part(find_conversations(str(tmp_path / "own.jsonl"))))
+
+    [kept] = pq.read_table(tmp_path / "m/train-00000.parquet")[CONVERSATION_COLUMN].to_pylist()
+    assert json.loads(kept)[1]["content"] == [{"type": "text", "text": "a"}]
+
+
+class Broken(Numbers):
+    """A source one of whose rows lacks what all others have."""
+
+    def example(self, index: int) -> Example:
+        return Example((dict[str, Any]()["messages"],)) if index == 2 else super().example(index)
+
+
+def test_a_row_that_is_not_like_the_others_is_named_and_can_be_left_out(tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"broken, example 2: The row has not the shape .* \(KeyErr"
+    ):
+        write(tmp_path / "m", Part(Broken("broken", 4)))
+
+    write(tmp_path / "n", Part(Broken("broken", 4)), skip_bad=True)
+
+    assert sorted(questions(tmp_path / "n")) == ["broken 0", "broken 1", "broken 3"]

@@ -45,6 +45,19 @@ WRONG = {
     ),
     "sleep": ("import time\ndef f(x): time.sleep(1000)", "timed out"),
     "endless output": ("def f(x):\n    while True: print('x' * 10**6)", "timed out"),
+    "a signal without a name": (
+        "import os\ndef f(x): os.kill(os.getpid(), 40)",
+        "crashed with sig",
+    ),
+    "an error whose name is a line": (
+        "def f(x): raise type('\\n\\x1b[1mHumanEval 1.0000', (Exception,), {})()",
+        "raised an error",
+    ),
+    "many files": (
+        "import itertools\ndef f(x):\n"
+        "    for i in itertools.count(): open(str(i), 'wb').write(bytes(7 * 2**20))",
+        "wrote too much to disk",
+    ),
     "threads that stay": (
         "import threading, time, sys\n"
         "threading.Thread(target=time.sleep, args=(1000,)).start()\ndef f(x): sys.exit()",

@@ -70,6 +70,21 @@ def test_an_unknown_task_is_named(bundle: Path) -> None:
         plan_exams(ExamConfig(tasks=",", eval_bundle=str(bundle)))
 
 
+def test_a_typo_is_told_before_the_published_bundle_is_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("evals.exam_plan.open_bundle", lambda address: [][0])
+
+    with pytest.raises(InputError, match="gsm8 is no task"):
+        plan_exams(ExamConfig(tasks="gsm8"))
+
+
+def test_names_may_be_written_as_the_table_shows_them(bundle: Path) -> None:
+    asked = ExamConfig(tasks="Colors,Facts,IDENTITY", eval_bundle=str(bundle), max_per_task=20)
+
+    assert plan_exams(asked).names == ["colors", "Identity", "Facts"]
+
+
 def test_a_bundle_without_a_file_is_no_core(bundle: Path) -> None:
     (bundle / "eval_data/b/capitals.jsonl").unlink()
 

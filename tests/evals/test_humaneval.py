@@ -1,8 +1,10 @@
+from copy import copy
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from evals.exam import exam_of
 from evals.humaneval import HumanEval, leading_imports, program
 from nanoray.config import DataError
 from tests.evals.local_hub import check_renders, local_hub
@@ -107,3 +109,11 @@ def test_a_dataset_without_tests_is_refused(task: HumanEval, tmp_path: Path) -> 
 
     with pytest.raises(DataError, match="has no column test; its columns are task_id, prompt"):
         HumanEval(str(tmp_path))
+
+
+def test_other_tests_are_other_questions(task: HumanEval) -> None:
+    other = copy(task)
+    other.rows = [{**task.rows[0], "test": "def check(candidate): pass"}, *task.rows[1:]]
+
+    assert exam_of(task, 3).fingerprint == exam_of(copy(task), 3).fingerprint
+    assert exam_of(task, 3).fingerprint != exam_of(other, 3).fingerprint

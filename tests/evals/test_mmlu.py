@@ -46,3 +46,12 @@ def test_rows_that_lack_what_should_be_wrapped_are_refused(tmp_path: Path) -> No
 
     with pytest.raises(DataError, match=r"has no column train\.choices"):
         MMLU("auxiliary_train", str(tmp_path))
+
+
+@pytest.mark.parametrize("answer", [4, -1])
+def test_an_answer_that_is_no_choice_is_told(tmp_path: Path, answer: int) -> None:
+    row = {"question": "2+2?", "subject": "", "choices": ["1", "2", "3", "4"], "answer": answer}
+    write_auxiliary(tmp_path, [{"train": row}])
+
+    with pytest.raises(DataError, match=f"is {answer}, and must be a number from 0 to 3"):
+        MMLU("auxiliary_train", str(tmp_path)).example(0)

@@ -78,3 +78,15 @@ def test_conversations_end_where_they_are_counted(hub: str) -> None:
 def test_a_split_that_is_not_there_is_named(hub: str) -> None:
     with pytest.raises(DataError, match=r"default/test\.parquet is missing"):
         SmolTalk("test", hub)
+
+
+def test_messages_of_another_shape_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not lists of structs with role and content"):
+        SmolTalk("train", write_smoltalk(tmp_path, [[{"role": "user"}]] * 10))
+
+
+def test_rows_without_messages_are_refused(tmp_path: Path) -> None:
+    rows = [conversation(1, system=False), None]
+
+    with pytest.raises(DataError, match="has rows without messages"):
+        SmolTalk("train", write_smoltalk(tmp_path, rows))

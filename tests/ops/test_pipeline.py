@@ -152,6 +152,17 @@ def test_what_is_left_open_is_as_it_was(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["r", "r/pretrain", "r/pretrain@10"])
+def test_a_checkpoint_may_be_named_without_its_step(tmp_path: Path, name: str) -> None:
+    run = begin(tmp_path, FinetuneConfig())
+
+    assert differences("sft", FinetuneConfig(from_=name), run) == ""
+    base = run.stage("pretrain")
+    save_model(base, tiny_gpt(vocab_size=tiny_tokenizer().vocab_size), tiny_tokenizer(), (20,))
+    changed = differences("sft", FinetuneConfig(from_=name), run)
+    assert ("--from" in changed) == ("@" not in name)
+
+
 def test_other_weights_and_other_contents_of_a_file_are_differences(tmp_path: Path) -> None:
     words = tmp_path / "words.txt"
     words.write_text("one")

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from nanoray.config import InputError
-from nanoray.text.chat import Message, render, render_for_completion
+from nanoray.text.chat import Message, check_conversation, render, render_for_completion
 from nanoray.text.tokenizer import Tokenizer
 from tests.support import tiny_tokenizer
 
@@ -124,6 +124,7 @@ def test_rendering_changes_no_message() -> None:
         ([user(), user()], "Message 1 is of role 'user', and 'assistant' must stand there"),
         ([user(), assistant(), assistant()], "Message 2 is of role 'assistant', and 'user'"),
         ([user(), system()], "Message 1 is of role 'system'"),
+        ([system(), user(), user()], "Message 2 is of role 'user', and 'assistant' must stand"),
         ([user(), {"role": "tool", "content": "x"}], "Message 1 is of role 'tool'"),
         ([{"content": "no role"}], "Message 0 is of role None"),
         ([system()], "system message must be followed by a user message"),
@@ -169,3 +170,23 @@ def test_content_of_a_wrong_kind_is_refused_with_its_message(messages: list[Any]
 def test_only_an_answer_can_be_completed(messages: list[Message]) -> None:
     with pytest.raises(InputError, match="must end with an assistant message"):
         render_for_completion(messages, BYTES)
+
+
+@pytest.mark.parametrize(
+    ("messages", "number"),
+    [
+        ([user(" "), assistant()], 0),
+        ([user(), assistant("")], 1),
+        ([system(), user(""), assistant()], 1),
+        ([system(), user(), assistant([{"type": "text", "text": " "}])], 2),
+    ],
+)
+def test_an_empty_message_is_named_by_its_place_in_the_file(
+    messages: list[Message], number: int
+) -> None:
+    with pytest.raises(InputError, match=f"Message {number} is empty"):
+        check_conversation(messages)
+
+
+def test_a_system_message_may_be_empty() -> None:
+    check_conversation([system(""), user(), assistant()])
