@@ -2,9 +2,10 @@
 
 It walks the syntax tree, so nothing is ever evaluated that is not written below, and it works in
 any thread. The language is that of nanochat's calculator, which calls `eval` on filtered text:
-arithmetic of + - * / // with parentheses, and methods of string literals that end in `.count(...)`.
-It gives the same text for each of them, with one difference: commas are thousands separators and
-are dropped, but inside a string literal they are text and stay.
+arithmetic of + - * / // with parentheses, and expressions of string literals in which `.count(...)`
+stands: methods, and the operators that are words (and, or, not, if, in, is). It gives the same text
+for each of them, with one difference: commas are thousands separators and are dropped, but inside a
+string literal they are text and stay. Functions and generators have no value here.
 """
 
 import ast
@@ -42,19 +43,29 @@ UNARY: dict[type[ast.unaryop], Callable[[Value], Value]] = {
     ast.UAdd: operator.pos,
     ast.USub: operator.neg,
 }
+COMPARISONS: dict[type[ast.cmpop], Callable[[Value, Value], bool]] = {
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+    ast.In: lambda value, several: value in several,
+    ast.NotIn: lambda value, several: value not in several,
+}
 STRING_METHODS = frozenset(
     (
         *("count", "find", "rfind", "index", "rindex", "startswith", "endswith"),
         *("lower", "upper", "title", "capitalize", "swapcase", "casefold"),
         *("strip", "lstrip", "rstrip", "removeprefix", "removesuffix"),
         *("split", "rsplit", "splitlines", "partition", "rpartition"),
-        *("isalpha", "isdigit", "isalnum", "isupper", "islower", "isspace", "istitle"),
+        *("isalpha", "isdigit", "isalnum", "isupper", "islower", "isspace", "istitle", "isascii"),
+        *("isdecimal", "isnumeric", "isidentifier", "isprintable"),
+        *("encode", "decode", "format", "format_map"),  # there are no braces to fill
     )
 )
 """Methods whose result is about as long as their string, or a number."""
 SEQUENCE_METHODS = frozenset(("count", "index"))
 """Of what `split` gives."""
 PADDING_METHODS = frozenset(("ljust", "rjust", "center", "zfill"))
+NUMBER_METHODS = frozenset(("bit_length", "bit_count", "conjugate", "is_integer"))
+NUMBER_FIELDS = frozenset(("real", "imag", "numerator", "denominator"))
 
 
 class RefusedError(Exception):
@@ -127,7 +138,7 @@ def evaluate(node: ast.expr, depth: int) -> Value:
 def evaluate_operand(node: ast.expr, depth: int) -> Value:
     """Compute what stands between operators."""
     match node:
-        case ast.Constant(value=int() | float() | str() as constant):
+        case ast.Constant(value=int() | float() | str() | bytes() | None as constant):
             if isinstance(constant, int) and abs(constant) >= 10**MAX_DIGITS:
                 raise RefusedError(node)
             return constant
@@ -135,20 +146,64 @@ def evaluate_operand(node: ast.expr, depth: int) -> Value:
             return value
         case ast.Tuple(elts=[]):
             return ()
+        case ast.JoinedStr(values=values):  # an f-string, of whose braces there are none
+            return "".join(evaluate(value, depth) for value in values)
         case ast.UnaryOp(op=op, operand=operand) if type(op) in UNARY:
             return UNARY[type(op)](evaluate(operand, depth))
+        case ast.Attribute(value=owner, attr=name) if name in NUMBER_FIELDS:
+            value = evaluate(owner, depth)
+            if isinstance(value, int | float):
+                return getattr(value, name)
         case ast.Call(func=ast.Attribute(value=owner, attr=method), args=args, keywords=[]):
             return call(evaluate(owner, depth), method, [evaluate(arg, depth) for arg in args])
+    return evaluate_words(node, depth)
+
+
+def evaluate_words(node: ast.expr, depth: int) -> Value:
+    """Compute an operator that is a word."""
+    match node:
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return not evaluate(operand, depth)
+        case ast.BoolOp(op=op, values=values):
+            return first_that_decides(values, isinstance(op, ast.Or), depth)
+        case ast.IfExp(test=test, body=body, orelse=orelse):
+            return evaluate(body if evaluate(test, depth) else orelse, depth)
+        case ast.Compare(left=left, ops=ops, comparators=others):
+            return compare(evaluate(left, depth), list(zip(ops, others, strict=True)), depth)
     raise RefusedError(node)
+
+
+def first_that_decides(values: list[ast.expr], decides: bool, depth: int) -> Value:
+    """Compute `and` (False decides) or `or` (True does); what stands behind is not looked at."""
+    value: Value = None
+    for node in values:
+        value = evaluate(node, depth)
+        if bool(value) is decides:
+            break
+    return value
+
+
+def compare(left: Value, others: list[tuple[ast.cmpop, ast.expr]], depth: int) -> bool:
+    """Compute a chain of comparisons; what stands behind the first that fails is not looked at."""
+    for op, node in others:
+        if type(op) not in COMPARISONS:
+            raise RefusedError(node)
+        right = evaluate(node, depth)
+        if not COMPARISONS[type(op)](left, right):
+            return False
+        left = right
+    return True
 
 
 def call(owner: Value, method: str, arguments: list[Value]) -> Value:
     """Call a method, of those whose result is bounded."""
     if isinstance(owner, list | tuple) and method in SEQUENCE_METHODS:
         return getattr(owner, method)(*arguments)
-    if not isinstance(owner, str) or len(owner) > MAX_STRING_CHARS:
+    if isinstance(owner, int | float) and method in NUMBER_METHODS:
+        return getattr(owner, method)(*arguments)
+    if not isinstance(owner, str | bytes) or len(owner) > MAX_STRING_CHARS:
         raise RefusedError(method)
-    if method in PADDING_METHODS:
+    if method in (*PADDING_METHODS, "expandtabs"):
         if any(isinstance(width, int) and width > MAX_STRING_CHARS for width in arguments):
             raise RefusedError(method)
     elif method == "join":
