@@ -87,7 +87,9 @@ class Api:
         """Answer with an error, in OpenAI's shape whatever it is."""
         if isinstance(error, HTTPException):
             where = f"{request.method} {request.url.path}"
-            error = APIError(error.status_code, f"{where}: {error.detail}.", code="not_found")
+            code = "not_found" if error.status_code == 404 else "method_not_allowed"
+            headers = dict(error.headers or {})
+            error = APIError(error.status_code, f"{where}: {error.detail}.", None, code, headers)
         if not isinstance(error, APIError):
             logger.error("%s failed", request.url.path, exc_info=error)
             error = APIError(500, "The server failed. Its log says more.", code="internal_error")

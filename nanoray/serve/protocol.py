@@ -66,7 +66,11 @@ class GenerationRequest(Body):
     presence_penalty: Finite | None = None
     frequency_penalty: Finite | None = None
     repetition_penalty: Finite | None = None
+    min_p: Finite | None = None
+    stop_token_ids: list[int] | None = None
+    use_beam_search: bool | None = None
     logit_bias: dict[str, Any] | None = None  # Any: only its emptiness counts
+    response_format: dict[str, Any] | None = None  # Any: only {"type": "text"} is allowed
 
     @property
     def include_usage(self) -> bool:
@@ -79,7 +83,8 @@ class GenerationRequest(Body):
             raise bad("stream_options", "stream_options has a meaning only with stream: true.")
         for name, neutral in (
             *(("presence_penalty", 0), ("frequency_penalty", 0), ("repetition_penalty", 1)),
-            *(("logit_bias", {}),),
+            *(("logit_bias", {}), ("min_p", 0), ("stop_token_ids", []), ("use_beam_search", False)),
+            *(("response_format", {"type": "text"}),),
         ):
             value = getattr(self, name)
             if value is not None and value != neutral:
@@ -125,9 +130,9 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
-    response_format: dict[str, Any] | None = None  # Any: only {"type": "text"} is allowed
     tools: list[Any] | None = None  # Any: only their absence is allowed
     functions: list[Any] | None = None  # Any: only their absence is allowed
+    tool_choice: str | dict[str, Any] | None = None  # Any: one that asks for a call is refused
 
     def check(self) -> None:
         """Refuse what pydantic cannot see."""
@@ -136,14 +141,11 @@ class ChatRequest(GenerationRequest):
             raise bad("max_tokens", "max_tokens must be at least 1, not 0.")
         if self.top_logprobs and not self.logprobs:
             raise bad("top_logprobs", "top_logprobs has a meaning only with logprobs: true.")
-        if self.response_format not in (None, {"type": "text"}):
-            raise unsupported(
-                "response_format", "response_format other than text is not supported."
-            )
-        for name in ("tools", "functions"):
-            if getattr(self, name):
+        for name, neutral in (("tools", []), ("functions", []), ("tool_choice", ("none", "auto"))):
+            value = getattr(self, name)
+            if value and value not in neutral:
                 raise unsupported(
-                    name, f"{name} are not supported: the model has a calculator of its own."
+                    name, f"{name} is not supported: the model has a calculator of its own."
                 )
 
     @property

@@ -78,6 +78,11 @@ def test_a_prompt_is_text_or_ids_one_or_many(prompt: Any, prompts: list[Any]) ->
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"functions": [{}]}, "functions"),
+        ({"tools": [{}]}, "tools"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function"}}, "tool_choice"),
+        ({"min_p": 0.1}, "min_p"),
+        ({"stop_token_ids": [5]}, "stop_token_ids"),
     ],
 )
 def test_chat_fields_that_cannot_be_served_are_named(fields: dict[str, Any], param: str) -> None:
@@ -92,6 +97,7 @@ def test_chat_fields_that_cannot_be_served_are_named(fields: dict[str, Any], par
     [
         ({"suffix": "x"}, "suffix"),
         ({"best_of": 3}, "best_of"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"prompt": []}, "prompt"),
         ({"prompt": ["a"] * 300}, "prompt"),
