@@ -51,6 +51,7 @@ MAY_IMPORT_RAY = [
     "nanoray/cluster/turns.py",
     "nanoray/cluster/watchdog.py",
     "nanoray/data/feed.py",
+    "nanoray/data/ray_data.py",
     "nanoray/data/word_counts.py",
     "nanoray/ops/admission.py",
     "nanoray/ops/chaos.py",

@@ -365,7 +365,6 @@ class Checkpointer:
         Raises:
             InputError: it was saved with another model, tokenizer or data plan.
         """
-        path = self.folder.path("checkpoints", step_name(step))
         saved = read_state(self.folder, step)
         differing = [
             f"{name} {str(saved.get(name))[:80]}, not {str(value)[:80]}"
@@ -374,8 +373,8 @@ class Checkpointer:
         ]
         if differing:
             raise InputError(
-                f"{path} was saved with {'; '.join(differing)}. Restore what the run began with, "
-                "or begin anew with another --run or --fresh."
+                f"Step {step} of {self.folder} was saved with {'; '.join(differing)}. Restore what "
+                "the run began with, or begin anew with another --run or --fresh."
             )
         load_tensors(state, SavedModel(self.folder, step), with_optimizer=True)
         state.step, state.tokens = int(saved["step"]), int(saved["tokens"])
