@@ -28,8 +28,8 @@ from nanoray.train.checkpoint_name import SavedModel, find_model
 
 logger = logging.getLogger(__name__)
 
-WEIGHT_FILES = ("*.safetensors", "*.bin")
-"""Of a Hugging Face model."""
+WEIGHT_FILES = "*.safetensors"
+"""Of a Hugging Face model; other files of weights are pickles, which can run code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,11 +149,11 @@ def find_folder(storage: str, name: str) -> Subject:
         InputError: the folder holds none.
     """
     folder = Path(located(name) or "")
-    files = sorted(file for pattern in WEIGHT_FILES for file in folder.glob(pattern))
+    files = sorted(folder.glob(WEIGHT_FILES))
     if not is_model_folder(name) or not files:
         raise InputError(
             f"{folder} holds no Hugging Face model: it needs a config.json and weights "
-            f"({' or '.join(WEIGHT_FILES)})."
+            f"({WEIGHT_FILES})."
         )
     weights = hashlib.sha256()
     for file in files:

@@ -7,6 +7,7 @@ every checkpoint: a resume over other data is refused, with the difference named
 import hashlib
 import json
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any, BinaryIO
@@ -121,10 +122,7 @@ def find_shards(address: str) -> tuple[AbstractFileSystem, str, list[str]]:
     if fs.isfile(path):
         paths, root = [path], path.rpartition("/")[0]
     elif fs.isdir(path):
-        paths, root = (
-            [str(found) for found in fs.find(path) if str(found).endswith(".parquet")],
-            path,
-        )
+        paths, root = [f for f in files_below(fs, path) if f.endswith(".parquet")], path
     elif any(sign in path for sign in "*?["):
         paths = [str(found) for found in fs.glob(path) if str(found).endswith(".parquet")]
         root = path[: min(path.index(sign) for sign in "*?[" if sign in path)].rpartition("/")[0]
@@ -137,6 +135,22 @@ def find_shards(address: str) -> tuple[AbstractFileSystem, str, list[str]]:
         raise DataError(f"--data {address} has no file that ends in .parquet. Give one that has.")
     relative = sorted(found.removeprefix(root).lstrip("/") for found in paths)
     return fs, root if is_local(fs) else fs.unstrip_protocol(root), relative
+
+
+def files_below(fs: AbstractFileSystem, path: str) -> list[str]:
+    """List all files in a folder and in those below it, links to folders among them."""
+    if not is_local(fs):
+        return [str(found) for found in fs.find(path)]
+    files, seen = list[str](), set[str]()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        folders.sort()
+        real = os.path.realpath(folder)
+        if real in seen:  # a link that leads back, or to where another one has led
+            folders.clear()
+            continue
+        seen.add(real)
+        files += [os.path.join(folder, name) for name in names]
+    return files
 
 
 def _read_shard(fs: AbstractFileSystem, root: str, path: str, column: str) -> Shard | DataError:

@@ -352,3 +352,15 @@ def test_two_columns_of_one_name_are_told(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="has several columns 'text'"):
         make_manifest(str(tmp_path), "text")
+
+
+def test_links_to_folders_are_followed_once_and_never_in_a_circle(folder: Path) -> None:
+    linked = folder.parent / "linked"
+    linked.mkdir()
+    (linked / "texts").symlink_to(folder)
+    (linked / "twice").symlink_to(folder)
+    (linked / "circle").symlink_to(linked)
+
+    found = paths_of(make_manifest(str(linked), "text"))
+
+    assert [path.partition("/")[2] for path in found] == NAMES
