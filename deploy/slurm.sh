@@ -31,7 +31,9 @@ chmod 600 ~/.ray/auth_token
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${nodes[0]}
-head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | tr ' ' '\n' | grep -m1 -E '^[0-9.]+$')
+head_ip=$(srun --nodes=1 --ntasks=1 --nodelist="$head" bash -c 'hostname --ip-address; hostname -I' |
+    tr ' ' '\n' | grep -E '^[0-9.]+$' | grep -m1 -v '^127[.]') ||
+    { echo "error: $head has no address that other nodes reach" >&2; exit 1; }
 # Two jobs of one user may share a node's address one after the other; each has ports of its own.
 port=$((20000 + SLURM_JOB_ID % 10000))
 dashboard_port=$((30000 + SLURM_JOB_ID % 10000))
@@ -59,10 +61,12 @@ if [ ${#nodes[@]} -gt 1 ]; then
     steps+=($!)
     count_nodes='import ray; ray.init(address="'$head_ip:$port'", log_to_driver=False, logging_level="ERROR")
 print(sum(node["Alive"] for node in ray.nodes()))'
-    for _ in $(seq 60); do
-        [ "$(RAY_ADDRESS='' python -c "$count_nodes" 2>/dev/null)" = ${#nodes[@]} ] && break
+    for _ in $(seq 150); do
+        count=$(RAY_ADDRESS='' python -c "$count_nodes" 2>/dev/null || echo 0)
+        [ "$count" = ${#nodes[@]} ] && break
         sleep 2
     done
+    [ "$count" = ${#nodes[@]} ] || { echo "error: only $count of ${#nodes[@]} nodes came" >&2; exit 1; }
 fi
 
 ray job submit -- "$@"

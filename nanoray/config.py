@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import math
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -135,7 +136,7 @@ class RunConfig:
         require_positive("hang_seconds", self.hang_seconds, least=5)
         for name in (
             *("skip_sigmas", "hang_seconds", "storage_patience_seconds"),
-            *("max_cost", "dollars_per_gpu_hour"),
+            *("max_cost", "dollars_per_gpu_hour", "cpus_per_worker"),
         ):
             require_between(name, getattr(self, name) or 0.0, math.inf)
         for name in (
@@ -292,6 +293,9 @@ def run_job(cls: Any, job: Callable[[Any], object]) -> None:  # Any: a dataclass
         sys.exit(2 if isinstance(error, InputError) else 1)
     except BrokenPipeError:  # `--help | head`
         sys.exit(141)
+    except Exception:  # a fault of ours, whose text may hold what a library knows of an address
+        print(without_secrets(traceback.format_exc()), file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("Interrupted. The same command goes on from the newest checkpoint.", file=sys.stderr)
         sys.exit(130)

@@ -6,11 +6,14 @@ import re
 SECRETS_IN_URLS = (
     # A secret access key may hold slashes: after a colon, all up to the last @ is taken for it,
     # unless the colon begins a port.
+    (re.compile(r"\b(s3|gs|gcs)://[^\s/@:]*:\S*@", re.IGNORECASE), r"\1://***@"),
     (re.compile(r"://[^\s/@:\[]*:(?!\d*(?:[/?#\s]|$))\S*@"), "://***@"),
     # Elsewhere, as in sftp:// and abfs://, a lone name before the @ is no secret.
-    (re.compile(r"\b(https?|s3|gs|gcs)://[^\s/@]*@"), r"\1://***@"),
+    (re.compile(r"\b(https?|s3|gs|gcs)://[^\s/@]*@", re.IGNORECASE), r"\1://***@"),
     # What follows name= signs an address; a ? without it is a glob.
-    (re.compile(r"(://[^\s?]*\?)[\w.%-]+=\S+"), r"\1***"),
+    (re.compile(r"(://[^\s?]*\?)(?=[^\s/]*=)\S+"), r"\1***"),
+    # As in the headers of a request; a word of an error message is shorter.
+    (re.compile(r"\b(Bearer|Basic) [\w.~+/=-]{16,}", re.IGNORECASE), r"\1 ***"),
 )
 
 

@@ -137,7 +137,12 @@ def open_account(folder: StageFolder, step: int, clock: Callable[[], float] = ti
     account = newest_account(events, records, clock)
     account.spend(account.doing)
     counted = {record["step"]: sums_of(record) for record in records}.get(step, {})
-    if step == 0 or counted:
+    # The first steps of a branch are its trunk's, and have no sums.
+    if (
+        step == 0
+        or counted
+        or not any(sums_of(record) for record in records if record["step"] <= step)
+    ):
         lost = account.seconds["productive"] - counted.get("productive", 0.0)
         account.seconds["productive"] -= max(0.0, lost)
         account.seconds["recomputed"] += max(0.0, lost)

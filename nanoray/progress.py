@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from nanoray.credentials import without_secrets
+
 
 class Facts(ProgressColumn):
     """Loss, speed and utilization of the newest step."""
@@ -61,6 +63,7 @@ class RunDisplay:
 
     def log(self, line: str) -> None:
         """Print one line of news."""
+        line = without_secrets(line)  # of workers, whose libraries tell addresses in their errors
         self.console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False)
 
     def show(self, values: dict[str, Any]) -> None:  # Any: JSON

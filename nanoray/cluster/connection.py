@@ -3,11 +3,13 @@
 Workers are started on it by `cluster.py`.
 """
 
+import contextlib
 import logging
 import math
 import os
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -74,6 +76,7 @@ def connect(address: str | None = None, *, least_cpus: int = 2) -> None:
             dashboard_host="127.0.0.1",
             **quiet,
         )
+        keep_token_private()
         return
     check_answers(address)
     try:
@@ -85,6 +88,14 @@ def connect(address: str | None = None, *, least_cpus: int = 2) -> None:
         if "AuthenticationError" in str(error.__cause__):
             raise _token_refused(address) from error
         raise _no_answer(address) from error
+
+
+def keep_token_private() -> None:
+    """Let nobody else read the token, which Ray writes for everybody to read."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    with contextlib.suppress(OSError):
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
 
 
 def shorten_messages() -> None:

@@ -58,7 +58,8 @@ def hub_endpoint() -> str:
         url = httpx.URL("")
     if url.scheme not in ("http", "https") or not url.host:
         raise InputError(
-            f"HF_ENDPOINT {endpoint!r} is no web address. Give one such as https://huggingface.co, "
+            f"HF_ENDPOINT {endpoint.rpartition('@')[2]!r} is no web address. Give one such as "
+            "https://huggingface.co, "
             "or unset it."
         )
     return endpoint.rstrip("/")

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from nanoray.config import InputError, require_no_secret, require_positive
-from nanoray.serve.serve_config import api_keys
+from nanoray.serve.serve_config import api_keys, is_loopback
 
 WORDS = (
     *("the", "of", "and", "people", "government", "time", "year", "law", "public", "country"),
@@ -108,7 +108,10 @@ async def run(config: ServeBench) -> dict[str, Any]:  # Any: JSON
     keys = api_keys()
     headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(headers=headers, timeout=600, limits=limits) as client:
+    trust = not is_loopback(httpx.URL(config.url).host)  # no proxy on the way to this machine
+    async with httpx.AsyncClient(
+        headers=headers, timeout=600, limits=limits, trust_env=trust
+    ) as client:
         rng = random.Random(config.seed)
         for _ in range(config.warm_up):
             warm = await send(client, config, prompt(rng, config))

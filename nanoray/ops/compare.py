@@ -23,6 +23,8 @@ from nanoray.ops.sweep_config import SweepConfig
 from nanoray.ops.trial_table import Status, TrialRow, read_trials
 
 CONFIDENCE = 0.95
+FARTHEST = 10.0
+"""A curve is drawn out to at most so many times less compute than its smallest run has."""
 
 Curve = list[tuple[float, float]]
 """FLOPs and bits per byte of runs, FLOPs rising."""
@@ -96,9 +98,17 @@ def compare(a: list[TrialRow], b: list[TrialRow]) -> Comparison:
     for one, other in (by_depth, by_length):
         common = [place for place in one if place in other]
         if common:
-            found = [read_off(place, one[place], other[place]) for place in common]
+            read = [(place, read_off(place, one[place], other[place])) for place in common]
+            found = [value for _, value in read if value is not None]
+            apart = [f"{place} (losses too far apart)" for place, value in read if value is None]
             lonely = sorted(set(one) ^ set(other))
-            return Comparison(found, [*unfinished(a), *unfinished(b), *lonely])
+            if found:
+                return Comparison(found, [*unfinished(a), *unfinished(b), *lonely, *apart])
+            raise InputError(
+                "The losses of the two sweeps are so far apart that a curve would have to be drawn "
+                f"out by more than {FARTHEST:g} times its compute. Give the worse one larger runs, "
+                "or the better one smaller ones."
+            )
     raise InputError(
         "The two sweeps have no two runs of the same depth and seed in common, and so nothing to "
         "compare. Run both with the same --depths, at least two --ratios, and the same --seeds."
@@ -119,9 +129,13 @@ def unfinished(rows: list[TrialRow]) -> list[str]:
     return [f"{row.name} ({row.status})" for row in rows if row.status is not Status.DONE]
 
 
-def read_off(place: str, a: Curve, b: Curve) -> Multiplier:
-    """Compare two curves at the worse of their best losses."""
+def read_off(place: str, a: Curve, b: Curve) -> Multiplier | None:
+    """Compare two curves at the worse of their best losses; None where they are too far apart."""
     level = max(min(bits for _, bits in curve) for curve in (a, b))
+    for curve in (a, b):
+        log_flops, is_drawn_out = log_flops_at(curve, level)
+        if is_drawn_out and math.log(curve[0][0]) - log_flops > math.log(FARTHEST):
+            return None
     (log_a, drawn_a), (log_b, drawn_b) = (log_flops_at(curve, level) for curve in (a, b))
     return Multiplier(place, math.exp(log_a - log_b), level, drawn_a or drawn_b)
 

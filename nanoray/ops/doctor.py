@@ -302,7 +302,9 @@ def measured_findings(survey: Survey, run: MeantRun | None) -> list[Finding]:
     gpu = survey.gpu
     findings = [check_speed(speeds.flops, gpu)]
     if speeds.problem is None:
-        fabric = min((facts.fabric_gbits for facts in survey.facts.values()), default=0.0)
+        # A head without GPUs has no ports of the fabric.
+        with_gpus = [survey.facts[node.name] for node in nodes if node.num_gpus]
+        fabric = min((facts.fabric_gbits for facts in with_gpus), default=0.0)
         findings += [
             check_inside(speeds.inside, gpu),
             check_between(speeds.between, gpu, fabric),

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nanoray.credentials import without_secrets
+
 TABLE_WIDTH, LEAST_WIDTH = 120, 80
 """Columns where there is no terminal, and at least on one."""
 MOST_NAMED = 3
@@ -82,20 +84,24 @@ class Diagnosis:
         for finding in self.findings:
             # Text, because rich would take "[gpu]" in a plain string for markup.
             status = Text(finding.status.value, style=STYLES[finding.status])
-            table.add_row(finding.check, status, Text(finding.found), Text(finding.remedy))
+            found = Text(without_secrets(finding.found))
+            table.add_row(finding.check, status, found, Text(finding.remedy))
         text = io.StringIO()
         console = Console(file=text, width=width, force_terminal=is_terminal)
         console.print(table)
-        return f"{text.getvalue()}{self.verdict}"
+        return f"{text.getvalue()}{without_secrets(self.verdict)}"
 
     def as_json(self) -> str:
         """Write everything as JSON."""
         facts = {
             "failed": self.has_failed,
-            "verdict": self.verdict,
+            "verdict": without_secrets(self.verdict),
             "num_nodes": self.num_nodes,
             "seconds": round(self.seconds, 1),
-            "findings": [asdict(finding) for finding in self.findings],
+            "findings": [
+                {**asdict(finding), "found": without_secrets(finding.found)}
+                for finding in self.findings
+            ],
         }
         return json.dumps(facts, indent=1)
 

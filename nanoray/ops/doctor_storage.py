@@ -57,7 +57,8 @@ def probe_folder(storage: str) -> Iterator[str]:
             raise StorageError(str(error) or type(error).__name__) from error
         yield f"{storage}/{name}"
     finally:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        # What went wrong above is what counts; a storage may also forbid to delete.
+        with contextlib.suppress(Exception):
             fs.rm(f"{root}/{name}", recursive=True)
         with contextlib.suppress(OSError):  # a run may have begun there meanwhile
             for folder in fresh:

@@ -83,12 +83,12 @@ def choose_machine(
     device = gpu or devices.most_common(1)[0][0]
     if device == CPU and mfu is not None:
         raise InputError(f"--mfu {mfu:g} is of a GPU, and the trials ran on CPUs. Give --gpu.")
-    own = [row for row in trials if is_same_device(row.device, device)]
-    workers = num_workers or (GPUS_PER_NODE if device != CPU else own[-1].num_workers)
-    price = None if device == CPU else dollars_per_hour(dollars_per_gpu_hour, device)
     peak = gpu_peak_flops(device)
     if gpu is not None and peak is None:
         raise InputError(f"--gpu {gpu} is not in the table. Give h100, h200, a100, b200, l40s ...")
+    own = [row for row in trials if is_same_device(row.device, device)]
+    workers = num_workers or (GPUS_PER_NODE if device != CPU else own[-1].num_workers)
+    price = None if device == CPU else dollars_per_hour(dollars_per_gpu_hour, device)
     speed = None if mfu is not None else measured_speed(own)
     if speed is not None:
         utilization = f", {100 * speed.value / peak:.1f} % MFU" if peak else ""

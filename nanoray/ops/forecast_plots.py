@@ -76,6 +76,12 @@ def panels(basis: Basis) -> dict[str, Draw]:
     return chosen
 
 
+def sides(told: dict[str, float]) -> np.ndarray:
+    """Give how far an interval reaches to both sides; a narrow one may lie beside its value."""
+    value = told["value"]
+    return np.clip([[value - told["low"]], [told["high"] - value]], 0, None)
+
+
 def draw_isoflops(axes: Axes, facts: Facts, basis: Basis) -> None:
     """Draw points and parabola of each budget, and the minima with their intervals."""
     found = basis.fits.isoflops
@@ -91,7 +97,7 @@ def draw_isoflops(axes: Axes, facts: Facts, basis: Basis) -> None:
         beside(axes, float(np.exp(line[-1])), float(fitted[-1]), power(curve.budget))
         best = facts["fits"]["isoflop"]["best_size"][i]
         lowest = float(np.exp(np.polyval(found.parabolas[i], np.log(best["value"]) - curve.center)))
-        error = [[best["value"] - best["low"]], [best["high"] - best["value"]]]
+        error = sides(best)
         axes.errorbar(
             best["value"], lowest, xerr=error, fmt="D", color=OTHER, markersize=5, capsize=3,
             elinewidth=1.3, label="best size, with interval" if not i else None,
@@ -143,7 +149,7 @@ def draw_compute(axes: Axes, facts: Facts, basis: Basis) -> None:
     axes.fill_between(budgets, low, high, color=FAINT, alpha=0.55, linewidth=0)
     axes.plot(budgets, law.loss(size, tokens), color=LINE, linewidth=1.6, label=name)
     axes.plot(points.flops, points.loss, "o", color=LINE, alpha=0.55, markersize=4, label="trials")
-    error = [[told["value"] - told["low"]], [told["high"] - told["value"]]]
+    error = sides(told)
     axes.errorbar(
         run["total_flops"], told["value"], yerr=error, fmt="D", color=OTHER, markersize=6,
         capsize=4, label=f"forecast: d{facts['depth']} at ratio {run['tokens_per_param']:.3g}",

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -82,7 +83,11 @@ def report(config: ReportConfig) -> str:
         watch(folder)
     facts = summary_of(folder)
     write_report(folder, read_facts(folder) or unfinished(folder, facts))
-    return json.dumps(facts, indent=1) if config.json else as_table(folder, facts)
+    return (
+        json.dumps(as_json(facts), indent=1, allow_nan=False)
+        if config.json
+        else as_table(folder, facts)
+    )
 
 
 def watch(folder: StageFolder) -> None:
@@ -176,3 +181,12 @@ def tables(folder: StageFolder, facts: dict[str, Any]) -> tuple[Table, Table]:  
     account.add_section()
     account.add_row("all", "100 %", duration(facts["wall_seconds"]))
     return summary, account
+
+
+def as_json(value: Any) -> Any:  # Any: JSON, and numbers that it cannot hold
+    """Put null in the place of numbers that are not finite."""
+    if isinstance(value, dict):
+        return {name: as_json(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

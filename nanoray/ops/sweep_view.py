@@ -68,6 +68,8 @@ class SweepView:
         self.most_seconds, self.budget = most_seconds, budget
         self.shown = {trial.name: look_at(trial, device) for trial in trials}
         self.is_spent = False
+        self.told: set[str] = set()
+        """Trials that were asked to stop."""
         self.console = Console(stderr=True, highlight=False)
 
     def look(self) -> None:
@@ -83,9 +85,12 @@ class SweepView:
             if now.row.status is not before.row.status and not self.console.is_terminal:
                 logger.info("%s", tell(now))
         spent = sum(shown.seconds for shown in self.shown.values())
-        if self.most_seconds is not None and spent >= self.most_seconds and not self.is_spent:
+        if self.most_seconds is not None and spent >= self.most_seconds:
+            why = f"{self.budget} is spent"
+            if not self.is_spent:
+                ray.get(self.admission.close.remote(why))
             self.is_spent = True
-            self._stop(inside, f"{self.budget} is spent")
+            self._stop(inside - self.told, why)
 
     def _look_patiently(self) -> None:
         """Look, unless storage is away: who stopped looking would not keep to the budget."""
@@ -97,14 +102,14 @@ class SweepView:
             logger.warning("the trials cannot be looked at now: %s", error)
 
     def _stop(self, inside: Iterable[str], why: str) -> None:
-        """Let those that train save and stop, and nobody else begin."""
-        ray.get(self.admission.close.remote(why))
+        """Ask trials to save and stop; one that has just begun can be asked only later."""
         for trial in self.trials:
             if trial.name not in inside:
                 continue
             monitor = find_monitor(str(folder_of(trial).run))
             if monitor is not None:
                 monitor.ask_to_stop.remote(why)
+                self.told.add(trial.name)
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:

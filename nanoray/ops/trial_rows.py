@@ -5,6 +5,7 @@ import math
 import statistics
 from typing import Any
 
+from nanoray.credentials import without_secrets
 from nanoray.goodput import read_account
 from nanoray.metrics import read_metrics
 from nanoray.model.scaling import flops_per_token, num_parameters
@@ -34,7 +35,8 @@ def is_done(trial: Trial) -> bool:
 def write_outcome(trial: Trial, status: Status, reason: str) -> None:
     """Keep why a trial did not come to its end."""
     folder = folder_of(trial).run
-    write_json(folder.fs, folder.path(OUTCOME_FILE), {"status": status.value, "reason": reason})
+    outcome = {"status": status.value, "reason": without_secrets(reason)}
+    write_json(folder.fs, folder.path(OUTCOME_FILE), outcome)
 
 
 def forget_outcome(trial: Trial) -> None:

@@ -199,12 +199,16 @@ def workers_for(depth: int, num_gpus: int) -> int:
 def affordable(trials: list[Trial], flops: float) -> set[str]:
     """Choose the trials that a number of FLOPs pays for: the cheapest first, as many as fit.
 
-    A branch is paid for with its trunk alone, and so comes after it.
+    A branch is paid for with its trunk alone, and so comes after it; without its trunk, unless that
+    is done, it is a run from the beginning.
     """
     chosen: set[str] = set()
+    names = {trial.name for trial in trials}
     for trial in sorted(trials, key=lambda t: (t.trunk is not None, t.own_flops)):
-        if trial.own_flops <= flops:
-            flops -= trial.own_flops
+        lacks_trunk = trial.trunk in names - chosen
+        cost = trial.length.flops if lacks_trunk else trial.own_flops
+        if cost <= flops:
+            flops -= cost
             chosen.add(trial.name)
     return chosen
 

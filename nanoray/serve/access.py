@@ -5,6 +5,7 @@ import binascii
 import hashlib
 import secrets
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -19,11 +20,15 @@ class RequireKey:
 
     A key comes as a bearer token, as OpenAI's clients send it, or as the password of HTTP's basic
     login, for which browsers ask their user: so the chat page is behind the same keys. A server
-    without keys answers its own machine only, whatever address it listens on.
+    without keys answers its own machine only, whatever address it listens on; and of what runs
+    there, not the pages of other sites in a browser.
     """
 
-    def __init__(self, app: ASGIApp, key_hashes: Sequence[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, key_hashes: Sequence[str], cors_origins: Sequence[str] = ()
+    ) -> None:
         self.app, self.key_hashes = app, list(key_hashes)
+        self.cors_origins = set(cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or refuse it."""
@@ -49,8 +54,18 @@ class RequireKey:
             return True
         if not self.key_hashes:
             client = scope.get("client")
-            return client is not None and is_loopback(client[0])
+            return client is not None and is_loopback(client[0]) and self._is_at_home(scope)
         return self._has_key(scope)
+
+    def _is_at_home(self, scope: Scope) -> bool:
+        """Say whether no other site has sent a browser here, by a request or by a name for it."""
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host, origin = headers.get(b"host", ""), headers.get(b"origin", "")
+        if host and not is_loopback(name_in(f"//{host}")):
+            return False
+        if origin in self.cors_origins or "*" in self.cors_origins:
+            return True
+        return not origin or is_loopback(name_in(origin))
 
     def _has_key(self, scope: Scope) -> bool:
         """Compare what the request brings with every key, in a time that tells nothing."""
@@ -66,3 +81,11 @@ class RequireKey:
             return False
         hashed = hashlib.sha256(given).hexdigest()
         return sum(secrets.compare_digest(hashed, known) for known in self.key_hashes) > 0
+
+
+def name_in(address: str) -> str:
+    """Give the name of the host in an address; empty where there is none."""
+    try:
+        return urlsplit(address).hostname or ""
+    except ValueError:
+        return ""

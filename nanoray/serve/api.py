@@ -73,7 +73,11 @@ class Api:
         app.add_exception_handler(APIError, self.answer_error)
         app.add_exception_handler(HTTPException, self.answer_error)
         app.add_exception_handler(Exception, self.answer_error)
-        app.add_middleware(RequireKey, key_hashes=self.settings.key_hashes)
+        app.add_middleware(
+            RequireKey,
+            key_hashes=self.settings.key_hashes,
+            cors_origins=self.settings.cors_origins,
+        )
         if self.settings.cors_origins:
             app.add_middleware(
                 CORSMiddleware,

@@ -8,6 +8,8 @@ from typing import Any
 
 import httpx
 
+from nanoray.serve.serve_config import is_loopback
+
 CONNECT_SECONDS, READ_SECONDS = 10.0, 600.0
 
 
@@ -61,13 +63,18 @@ class ChatClient:
         self.headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self.timeout = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
 
+    def _open(self) -> httpx.AsyncClient:
+        """Open a client; what goes to this machine goes through no proxy."""
+        trust = not is_loopback(httpx.URL(self.url).host)
+        return httpx.AsyncClient(headers=self.headers, timeout=self.timeout, trust_env=trust)
+
     async def models(self) -> list[str]:
         """List what can be talked to.
 
         Raises:
             AnswerError: nobody answers, or the key is wrong.
         """
-        async with httpx.AsyncClient(headers=self.headers, timeout=self.timeout) as client:
+        async with self._open() as client:
             try:
                 response = await client.get(f"{self.url}/v1/models")
             except httpx.HTTPError as error:
@@ -83,7 +90,7 @@ class ChatClient:
             AnswerError: as its text says.
         """
         asked = {"model": body.get("model"), "messages": body["messages"]}
-        async with httpx.AsyncClient(headers=self.headers, timeout=self.timeout) as client:
+        async with self._open() as client:
             try:
                 response = await client.post(f"{self.url}/tokenize", json=asked)
             except httpx.HTTPError as error:
@@ -100,7 +107,7 @@ class ChatClient:
         """
         body = {**body, "stream": True, "stream_options": {"include_usage": True}}
         answer = Answer()
-        async with httpx.AsyncClient(headers=self.headers, timeout=self.timeout) as client:
+        async with self._open() as client:
             try:
                 async with client.stream(
                     "POST", f"{self.url}/v1/chat/completions", json=body

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -241,6 +242,7 @@ def allowance_of(job: TrainingJob) -> Allowance | None:
     if config.max_cost is None or not price:
         return None
     account = read_account(job.folder)
+    account.spend(account.doing)  # since this start began
     cost = price * (account.total - account.seconds["stopped"])
     if cost >= config.max_cost:
         raise InputError(
@@ -248,7 +250,7 @@ def allowance_of(job: TrainingJob) -> Allowance | None:
             "Give more to go on."
         )
     told = f"--max-cost {config.max_cost:g} is spent"
-    return Allowance((config.max_cost - cost) / price, told)
+    return Allowance((config.max_cost - cost) / price, told, since=time.monotonic())
 
 
 @contextlib.contextmanager

@@ -190,7 +190,6 @@ ELSEWHERE = {
     "RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000 "
     "RAY_health_check_failure_threshold=5 ray start --head": "tests/faults/test_autoscaling.py",
     "ray stop": "would end the Ray of everybody on this machine",
-    "ray get-auth-token --generate": "tests/deploy/test_scripts.py, as part of deploy/slurm.sh",
     "ray get-auth-token --generate '>' /dev/null": "tests/deploy/test_scripts.py, likewise",
     "chmod 600 '~/.ray/auth_token'": "a shell's own",
     "python jobs/data.py --data fineweb-edu --depth 34 --tokens-per-param 40": "needs the network; "
