@@ -257,3 +257,27 @@ def test_what_a_job_says_shows_no_secret_of_an_address(job: Path) -> None:
     assert "sentinel" not in done.stdout + done.stderr
     assert done.stderr.count("https://***@host/x") == 3
     assert done.returncode == 2
+
+
+def test_a_fault_of_ours_is_told_without_the_secrets_in_its_text(tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(
+        JOB.replace("run_job(TinyConfig, job)", "")
+        + "\ndef broken(config):\n    raise KeyError('https://me:sentinel@host/x')\n"
+        + "run_job(TinyConfig, broken)\n"
+    )
+
+    done = run(file)
+
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "https://***@host/x" in done.stderr
+    assert "sentinel" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "field", ["hang_seconds", "skip_sigmas", "save_every_minutes", "cpus_per_worker", "max_cost"]
+)
+def test_what_is_not_a_number_is_refused(field: str) -> None:
+    with pytest.raises(InputError, match=field.replace("_", "-")):
+        TinyConfig(**dict[str, Any]({field: float("nan")}))

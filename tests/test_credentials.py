@@ -17,6 +17,10 @@ from nanoray.credentials import SafeFormatter, without_secrets
         ("https://key@host/data", "https://***@host/data"),
         ("gs://k@bucket", "gs://***@bucket"),
         ("https://host/x.parquet?sig=abc&amp=1", "https://host/x.parquet?***"),
+        ("https://h/x.parquet?download&token=abc", "https://h/x.parquet?***"),
+        ("HTTPS://abc@h/x", "HTTPS://***@h/x"),
+        ("s3://AKIA:7/abc@bucket/runs", "s3://***@bucket/runs"),
+        ("Authorization: Bearer abcdefghijklmnop", "Authorization: Bearer ***"),
         ("see 'https://host/x?token=abc' there", "see 'https://host/x?*** there"),
     ],
 )
@@ -34,6 +38,9 @@ def test_secrets_are_taken_out_of_addresses(text: str, safe: str) -> None:
         "http://[::1]:8000/a@b",
         "https://host/@name/x",
         "me@example.org",
+        "s3://bucket/year?/month=12/*.parquet",
+        "Give a valid API key: 'Authorization: Bearer KEY'.",
+        "basic arithmetic",
         "--run a:b@c",
     ],
 )

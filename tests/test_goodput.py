@@ -124,6 +124,21 @@ def test_a_stage_without_events_begins_its_account_where_it_is_opened(folder):
     assert account.total == 20
 
 
+def test_steps_after_those_of_a_trunk_are_recomputed_after_a_failure(folder):
+    events(folder, (0, "start"), (0, "submit"), (0, "begin"))
+    folder.fs.makedirs(folder.path(), exist_ok=True)
+    Path(folder.path("metrics.jsonl")).write_text('{"step": 5}\n')  # the trunk's
+    group(folder, Clock(), 0, 5, [10, 20, 30])
+    events(folder, (30, "failure"), (30, "begin"))
+    clock = Clock()
+    clock.now = 40
+
+    account = open_account(folder, 5, clock)
+
+    assert account.seconds["productive"] == 0
+    assert account.seconds["recomputed"] == 18
+
+
 def test_stall_validation_and_skipped_steps_have_their_own_sums():
     clock = Clock()
     account = Account(0.0, clock=clock)

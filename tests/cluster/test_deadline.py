@@ -75,3 +75,9 @@ def test_a_run_whose_money_is_spent_saves_and_goes_on_with_more(
     code, output = run_job("pretrain.py", "--run", "calm", *flags, env=env)
     assert code == 0, output
     assert read_run(tmp_path, "r")["weights"] == read_run(tmp_path, "calm")["weights"]
+
+
+def test_time_that_has_passed_before_the_workers_began_counts() -> None:
+    waiting = Deadline(None, Allowance(5.0, "", since=100.0), clock=lambda: 104.0)
+
+    assert waiting.end == 105.0

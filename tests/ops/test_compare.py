@@ -1,5 +1,6 @@
 """What an idea is worth."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from nanoray.config import InputError
 from nanoray.ops.compare import compare, log_flops_at, told
-from nanoray.ops.trial_table import Status
+from nanoray.ops.trial_table import Status, TrialRow
 from tests.ops.test_trial_table import row
 
 
@@ -108,3 +109,18 @@ def test_a_curve_that_rises_is_read_at_its_first_crossing() -> None:
     logs, _ = log_flops_at([(1.0, 3.0), (math.e, 2.0), (math.e**2, 2.5), (math.e**3, 1.0)], 2.0)
 
     assert logs == pytest.approx(1.0)
+
+
+def test_losses_too_far_apart_are_left_out_or_refused() -> None:
+    def rows(depth: int, *points: tuple[float, float]) -> list[TrialRow]:
+        one = sweep(1.0, depths=(depth,), ratios=(5,))[0]
+        return [dataclasses.replace(one, flops=f, bits_per_byte=bits) for f, bits in points]
+
+    better, worse = ((1e15, 2.5), (2e15, 2.4999)), ((1e15, 3.0), (2e15, 2.8))
+    with pytest.raises(InputError, match="so far apart"):
+        compare(rows(4, *better), rows(4, *worse))
+
+    found = compare([*rows(4, *better), *rows(6, *worse)], [*rows(4, *worse), *rows(6, *worse)])
+
+    assert [one.value for one in found.multipliers] == [1.0]
+    assert found.left_out == ["depth 4, seed 1 (losses too far apart)"]

@@ -122,3 +122,24 @@ def test_bytes_that_come_back_changed_are_an_error(tmp_path: Path, monkeypatch):
         facts = try_storage(probe, "node-a")
 
     assert facts.error == "it gave back other bytes than were written"
+
+
+class ForbiddingFileSystem(LocalFileSystem):  # type: ignore[misc]
+    """Lets nobody write or delete."""
+
+    protocol = "forbidding"
+
+    def pipe_file(self, *args, **options):
+        raise PermissionError("denied")
+
+    def rm(self, *args, **options):
+        raise PermissionError("deleting is denied too")
+
+
+def test_a_storage_that_forbids_all_is_told_by_what_went_wrong_first(tmp_path, monkeypatch):
+    fs = ForbiddingFileSystem()
+    monkeypatch.setattr("nanoray.ops.doctor_storage.open_location", lambda _: (fs, str(tmp_path)))
+    monkeypatch.setattr("nanoray.ops.doctor_storage.write_file", fs.pipe_file)
+
+    with pytest.raises(StorageError, match=r"^denied"), probe_folder("forbidding://x"):
+        pass

@@ -132,3 +132,8 @@ def test_heads_that_do_not_divide_a_width_leave_its_depth_out() -> None:
     best = best_depth(fit_law(chosen.points, draws=20), 1e17, chosen.shape, 0.9)
 
     assert best.depth % 2 == 0
+
+
+def test_a_gpu_that_no_trial_ran_on_and_nobody_knows_is_named() -> None:
+    with pytest.raises(InputError, match="--gpu cpu is not in the table"):
+        machine(trials([4], ratios=[5], device="NVIDIA H100 80GB HBM3"), gpu="cpu")

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from nanoray.ops.forecast_facts import Basis, Facts
-from nanoray.ops.forecast_plots import around, draw_png, draw_svgs, panels, power
+from nanoray.ops.forecast_plots import around, draw_png, draw_svgs, panels, power, sides
 from nanoray.plots import COLORS
 from tests.ops.synthetic_sweep import trials
 from tests.ops.test_forecast_facts import facts_of
@@ -71,3 +71,7 @@ def test_numbers_of_flops_are_short() -> None:
 def test_an_axis_holds_its_values_with_room() -> None:
     assert around([1.0, 2.0]) == pytest.approx((0.92, 2.08))
     assert around([1.0]) == pytest.approx((0.99, 1.01))
+
+
+def test_an_interval_beside_its_value_reaches_to_one_side_only() -> None:
+    assert sides({"value": 1.0, "low": 2.0, "high": 3.0}).tolist() == [[0.0], [2.0]]

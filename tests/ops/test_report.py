@@ -9,7 +9,7 @@ import pytest
 from nanoray.config import InputError
 from nanoray.events import append_event
 from nanoray.goodput import CATEGORIES
-from nanoray.ops.report import ReportConfig, report
+from nanoray.ops.report import ReportConfig, as_json, report
 from nanoray.report import ReportFacts, write_report
 from nanoray.storage import StageFolder
 from nanoray.train.world import LocalWorld
@@ -135,3 +135,9 @@ def test_the_job_takes_the_name_of_the_run_alone(trained):
 
     assert done.returncode == 0, done.stderr
     assert "where the time went" in done.stdout
+
+
+def test_numbers_that_json_cannot_hold_are_null() -> None:
+    told = as_json({"a": float("nan"), "b": [float("inf"), 1], "c": {"d": 2.5}})
+
+    assert told == {"a": None, "b": [None, 1], "c": {"d": 2.5}}

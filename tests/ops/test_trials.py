@@ -180,3 +180,16 @@ def test_a_budget_pays_for_the_cheapest_trials() -> None:
     chosen = affordable(trials, sum(t.length.flops for t in cheap) * 1.001)
 
     assert chosen == set(names(cheap))
+
+
+def test_a_branch_without_its_trunk_is_paid_for_as_a_whole_run() -> None:
+    branched = branch(plan_trials(BASE, grid(), AROUND))
+    branches = [t for t in branched if t.trunk is not None]
+    budget = sum(t.own_flops for t in branches) * 1.001
+
+    chosen = affordable(branched, budget)
+
+    paid = [t for t in branched if t.name in chosen]
+    whole = [t.length.flops if t.trunk not in (None, *chosen) else t.own_flops for t in paid]
+    assert sum(whole) <= budget
+    assert affordable(branches, budget) == set(names(branches))  # their trunks are done

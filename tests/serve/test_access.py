@@ -16,6 +16,7 @@ def ask(
     headers: dict[str, str] | None = None,
     *,
     hashes: tuple[str, ...] = HASHES,
+    cors_origins: tuple[str, ...] = (),
     **scope: Any,
 ) -> str | int:
     """Send a request to a guarded application; gives "passed", or the status of the refusal."""
@@ -39,7 +40,7 @@ def ask(
         "client": ("10.0.0.9", 5000),
         **scope,
     }
-    asyncio.run(RequireKey(app, hashes)(whole, receive, send))
+    asyncio.run(RequireKey(app, hashes, cors_origins)(whole, receive, send))
     first = sent[0]
     return first.get("status") or first["code"]
 
@@ -101,3 +102,26 @@ def test_a_websocket_without_key_is_closed() -> None:
 )
 def test_without_keys_only_this_machine_is_answered(client: Any, answer: str | int) -> None:
     assert ask(hashes=(), client=client) == answer
+
+
+@pytest.mark.parametrize(
+    ("headers", "answer"),
+    [
+        ({"Host": "127.0.0.1:8000"}, "passed"),
+        ({"Host": "localhost:8000", "Origin": "http://localhost:3000"}, "passed"),
+        ({"Host": "[::1]:8000"}, "passed"),
+        ({"Host": "evil.example"}, 401),  # a name that was made to mean this machine
+        ({"Host": "127.0.0.1:8000", "Origin": "https://evil.example"}, 401),
+        ({"Host": "127.0.0.1:8000", "Origin": "null"}, 401),
+        ({"Host": "127.0.0.1:8000", "Origin": "https://[bad"}, 401),
+        ({"Host": "127.0.0.1:8000", "Origin": "https://app.example"}, "passed"),
+    ],
+)
+def test_without_keys_pages_of_other_sites_are_not_answered(
+    headers: dict[str, str], answer: str | int
+) -> None:
+    home = ("127.0.0.1", 5000)
+
+    given = ask(headers, hashes=(), cors_origins=("https://app.example",), client=home)
+
+    assert given == answer

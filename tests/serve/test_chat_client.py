@@ -95,3 +95,12 @@ def test_a_refusal_of_another_shape_is_shown_as_it_is(content: bytes) -> None:
     said = problem_of(httpx.Response(502, content=content))
 
     assert said.startswith("The server answered 502")
+
+
+def test_what_goes_to_this_machine_goes_through_no_proxy(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+
+    assert asyncio.run(ChatClient(server.url).models()) == [MODEL]

@@ -5,13 +5,15 @@ import json
 from typing import Any
 
 import gradio as gr
+import httpx
 import pytest
 
 from nanoray.serve.bubbles import ERROR_TITLE
 from nanoray.serve.chat_client import ChatClient
+from nanoray.serve.settings import ApiSettings
 from nanoray.serve.ui import ChatPage
 from tests.chat_run import WEATHER
-from tests.serve.server import MODEL, LocalServer
+from tests.serve.server import MODEL, LocalServer, serve
 
 CONTROLS = (MODEL, "", 0, 50, 100)
 QUESTION = "What color is the sky?"
@@ -84,3 +86,12 @@ def test_the_page_loads_nothing_from_elsewhere(page: ChatPage) -> None:
 
     assert built.analytics_enabled is False
     assert "https://fonts" not in json.dumps(built.get_config_file(), default=str)
+
+
+def test_files_are_not_taken() -> None:
+    with serve(ApiSettings(), page=True) as server:
+        files = {"files": ("a.txt", b"x" * 1000)}
+        answer = httpx.post(f"{server.url}/chat/gradio_api/upload", files=files, trust_env=False)
+
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+        assert server.get("/chat/").status_code == 200

@@ -1,5 +1,6 @@
 """What the driver of every stage decides before anything is started."""
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -7,8 +8,15 @@ import pytest
 
 from nanoray.cluster.connection import Resources
 from nanoray.config import InputError, StorageError, to_json
+from nanoray.events import append_event
 from nanoray.stages.pretrain_config import PretrainConfig, check_rows, checkpoint_bytes
-from nanoray.stages.stage_driver import begun_config, check_space, most_waiting, move_aside
+from nanoray.stages.stage_driver import (
+    allowance_of,
+    begun_config,
+    check_space,
+    most_waiting,
+    move_aside,
+)
 from nanoray.stages.training_job import TrainingJob
 from nanoray.storage import RunFolder
 from nanoray.train.checkpoint_files import step_name
@@ -100,3 +108,19 @@ def test_a_stage_whose_folder_was_deleted_begins_anew(tmp_path: Path) -> None:
 
     state = folder.run.read_state()
     assert (state["stages_done"], state["start_step"], state["attempt"]) == ([], 0, 1)
+
+
+def test_what_a_start_has_taken_before_its_workers_counts_for_its_cost(
+    job: TrainingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nanoray.stages.stage_driver.price_of", lambda job: 24.0)
+    config = replace(job.config, max_cost=10.0)
+    started = replace(job, config=config)
+    append_event(job.folder, "start", time=time.time() - 600)
+
+    allowance = allowance_of(started)
+
+    assert allowance is not None
+    assert abs(allowance.seconds - 900) < 30  # ten of 25 minutes are gone
+    with pytest.raises(InputError, match="--max-cost 3 is spent"):
+        allowance_of(replace(job, config=replace(config, max_cost=3.0)))
