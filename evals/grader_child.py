@@ -127,7 +127,8 @@ def reply(function: Value, *args: Value, **kwargs: Value) -> bytes:
     except NotLiteralError:
         return encode(("no literal",))
     except Exception as error:
-        error.__traceback__ = None  # it keeps all that the function held, if need be all memory
+        # They keep all that the function held, if need be all memory.
+        error.__traceback__ = error.__context__ = None
         own, *bases = type(error).__mro__
         builtin = next(base for base in (own, *bases) if base.__module__ == "builtins")
         return encode(("raised", own.__name__, builtin.__name__, str(error)[:200]))
