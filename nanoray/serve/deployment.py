@@ -166,8 +166,7 @@ class RemoteEngine:
     """An engine behind a handle of Serve, which chooses the replica."""
 
     def __init__(self, handle: Handle) -> None:
-        self._generate = handle.options(stream=True).generate
-        self._check = handle.check_health
+        self._handle, self._generate = handle, handle.options(stream=True).generate
 
     async def generate(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Step]:
         """Yield what each step brings; closing this ends the call over there.
@@ -194,7 +193,7 @@ class RemoteEngine:
         for _ in range(CHECK_TRIES):
             try:
                 async with asyncio.timeout(CHECK_SECONDS):
-                    await self._check.remote()
+                    await self._handle.check_health.remote()
                 return True
             except Exception as error:  # of the replica, or of the way to it
                 logger.warning("an engine does not work: %r", error)

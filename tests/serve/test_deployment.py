@@ -145,6 +145,7 @@ def test_the_job_answers_on_one_port(served: ServeJob) -> None:
     page = httpx.get(f"{served.url}/", follow_redirects=True, timeout=60)
 
     assert answer.json()["choices"][0]["message"]["content"] == WEATHER
+    assert httpx.get(f"{served.url}/health", timeout=60).status_code == 200
     assert page.status_code == 200
     assert "text/html" in page.headers["content-type"]
     assert any(f"{served.url}/v1" in line for line in served.lines)
