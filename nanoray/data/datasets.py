@@ -6,6 +6,7 @@ shard always comes too: it is the validation part, the same for everybody.
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +59,8 @@ def hub_endpoint() -> str:
         url = httpx.URL("")
     if url.scheme not in ("http", "https") or not url.host:
         raise InputError(
-            f"HF_ENDPOINT {endpoint.rpartition('@')[2]!r} is no web address. Give one such as "
-            "https://huggingface.co, "
-            "or unset it."
+            f"HF_ENDPOINT {re.sub('.*@', '***@', endpoint)!r} is no web address. Give one such as "
+            "https://huggingface.co, or unset it."
         )
     return endpoint.rstrip("/")
 
