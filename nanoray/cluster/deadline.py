@@ -14,8 +14,8 @@ class Allowance:
     seconds: float
     reason: str
     """Told when they are over."""
-    since: float | None = None
-    """From when on they pass, as a time of `time.monotonic`; None for the start of the workers."""
+    since: float
+    """From when on they pass, as a time of `time.monotonic`."""
 
 
 class Deadline:
@@ -25,7 +25,7 @@ class Deadline:
         self, monitor: Actor, allowance: Allowance, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.monitor, self.reason, self.clock = monitor, allowance.reason, clock
-        self.end = (clock() if allowance.since is None else allowance.since) + allowance.seconds
+        self.end = allowance.since + allowance.seconds
         self.is_over = False
 
     def check(self) -> None:

@@ -27,7 +27,7 @@ def test_workers_are_asked_to_stop_once_when_the_time_is_over(
 ) -> None:
     monitor = start_monitor(str(tmp_path), "1", on_this_node())
     now = [100.0]
-    deadline = Deadline(monitor, Allowance(5.0, "the money is spent"), clock=lambda: now[0])
+    deadline = Deadline(monitor, Allowance(5.0, "the money is spent", 100.0), clock=lambda: now[0])
     beat = Beat(0, 1, "node", "step 1", 0.0, is_training=True)
 
     deadline.check()
@@ -51,14 +51,14 @@ def test_a_run_whose_money_is_spent_saves_and_goes_on_with_more(
     ray_cluster: Cluster, tmp_path: Path
 ) -> None:
     flags = [*TINY, "--storage", tmp_path, "--data", small_corpus(tmp_path / "data")]
-    flags += ["--num-steps", 600, "--save-every", 10_000, "--dollars-per-gpu-hour", 3600]
+    flags += ["--num-steps", 4000, "--save-every", 10_000, "--dollars-per-gpu-hour", 3600]
     env = ray_cluster.environment()
 
-    code, output = run_job("pretrain.py", "--run", "r", *flags, "--max-cost", 5, env=env)
+    code, output = run_job("pretrain.py", "--run", "r", *flags, "--max-cost", 40, env=env)
     assert code == 1, output
-    assert "stopped: --max-cost 5 is spent. Step" in output
+    assert "stopped: --max-cost 40 is spent. Step" in output
     stopped = current_step(tmp_path, "r")
-    assert 0 < stopped < 600
+    assert 0 < stopped < 4000
     steps = list((tmp_path / "r/pretrain/checkpoints").glob("step_*"))
     assert [step.name for step in steps] == [f"step_{stopped:06d}"]
     events = [
@@ -66,9 +66,9 @@ def test_a_run_whose_money_is_spent_saves_and_goes_on_with_more(
     ]
     assert events[-1]["why"] == "interrupted"
 
-    code, output = run_job("pretrain.py", "--run", "r", *flags, "--max-cost", 5, env=env)
+    code, output = run_job("pretrain.py", "--run", "r", *flags, "--max-cost", 40, env=env)
     assert code == 2
-    assert "--max-cost 5 is spent" in output
+    assert "--max-cost 40 is spent" in output
 
     code, output = run_job("pretrain.py", "--run", "r", *flags, "--max-cost", 10_000, env=env)
     assert code == 0, output
