@@ -53,6 +53,7 @@ def launch(config: ServeConfig) -> None:
         stop.set()
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it tells of each step of its own
+    outlives_us = connection.known_address() is not None
     connection.connect()
     application = prepare(config)
     listen(config)
@@ -67,8 +68,9 @@ def launch(config: ServeConfig) -> None:
         webbrowser.open(f"{config.own_url()}/chat")
     while not stop.wait(1.0):
         pass
-    drain()
-    serve.delete(APPLICATION)
+    if not outlives_us:
+        drain()
+    delete()
 
 
 def tell_addresses(config: ServeConfig) -> None:
@@ -78,6 +80,17 @@ def tell_addresses(config: ServeConfig) -> None:
     if config.page:
         logger.info("page  %s/chat", address)
     logger.info("Ctrl-C lets the answers in the making end, and stops it")
+
+
+def delete() -> None:
+    """Have Serve end the application, each replica after its last answer; waits until all ended.
+
+    Serve goes on with it when this process is killed meanwhile, as `ray job stop` does after 3 s.
+    """
+    # The blocking way gives up after a minute, with an error.
+    serve.delete(APPLICATION, _blocking=False)
+    while APPLICATION in serve.status().applications:
+        time.sleep(1)
 
 
 def drain() -> None:
