@@ -17,6 +17,7 @@ from nanoray.cluster import connection
 from nanoray.config import InputError, require_positive
 from nanoray.model.gpt import DTYPES
 from nanoray.train.checkpoint_name import find_model
+from nanoray.train.device import own_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class CoreBench:
 def bench_core(config: CoreBench) -> str:
     """Run the benchmark; gives one line of JSON."""
     saved = find_model(connection.absolute_address(config.storage or "runs"), config.run)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     model = saved.load(DTYPES[config.dtype], device).requires_grad_(False)
     candidate = TrainedModel(model, saved.tokenizer(), batch_size=config.batch_size)
     plan = plan_exams(ExamConfig(eval_bundle=config.eval_bundle, max_per_task=config.per_task))

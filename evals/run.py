@@ -19,6 +19,7 @@ from nanoray.config import InputError, RunFailedError
 from nanoray.model.gpt import DTYPES
 from nanoray.task import Grade
 from nanoray.train.checkpoint_name import SavedModel, find_steps
+from nanoray.train.device import own_device
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class Examiner:
 
     def ready(self) -> tuple[list[Grade], float]:
         """Load the model; no grades yet."""
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = own_device()
         self.candidate = self.source.load(device, self.batch_size)
         return [], 0.0
 

@@ -39,6 +39,7 @@ from nanoray.config import InputError, RunFailedError, RunStoppedError
 from nanoray.data.feed import Actor
 from nanoray.progress import RunDisplay
 from nanoray.storage import RunFolder, is_local
+from nanoray.train.device import check_device
 from nanoray.train.world import Wish, train_with_others
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class RayWorld:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         train_with_others(self.world_size > 1)
-        self.device = ray.train.torch.get_device()
+        self.device = check_device(ray.train.torch.get_device())
         self.monitor, self.pacer = monitor, pacer
         self._pulse = Pulse(monitor, self.rank)
         self._noticed = False

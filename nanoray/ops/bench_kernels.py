@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nanoray.model import attention, loss
-from nanoray.train.device import training_dtype
+from nanoray.train.device import own_device, training_dtype
 from nanoray.train.optimizer import multiply_in_fp32, newton_schulz
 
 CHUNK_TOKENS = (128, 256, 512, 1024, 4096)
@@ -39,7 +39,7 @@ class KernelBench:
 
 def bench_kernels(config: KernelBench) -> str:
     """Run the benchmark; gives medians in milliseconds as one line of JSON."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device()
     dtype = training_dtype(device)
     work: dict[str, Callable[[], object]] = {
         **attention_ways(config, device, dtype),

@@ -316,8 +316,8 @@ def measured_findings(survey: Survey, run: MeantRun | None) -> list[Finding]:
             failed(
                 "all-reduce",
                 speeds.problem,
-                "Let the nodes reach each other on all ports, and see GLOO_SOCKET_IFNAME or "
-                "NCCL_SOCKET_IFNAME.",
+                "If workers did not meet: let nodes reach each other on all ports, and see "
+                "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME.",
             )
         )
     if run is not None and run.resources is not None:

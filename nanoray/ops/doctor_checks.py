@@ -10,7 +10,7 @@ from nanoray.ops.doctor_network import (
     expected_between,
     expected_inside,
 )
-from nanoray.ops.doctor_node import Node, NodeFacts
+from nanoray.ops.doctor_node import NO_NCCL, Node, NodeFacts
 
 DRIVER = "the driver"
 RAY_FULL_SHARE = 0.95
@@ -97,8 +97,13 @@ def check_gpus(nodes: Iterable[Node], facts: Mapping[str, NodeFacts]) -> Finding
         if len(facts[node.name].gpus.gpus) < node.num_gpus
     ]
     problems = [f"{n.name}: {p}" for n in having for p in facts[n.name].gpus.problems]
+    problems += [
+        f"{node.name}: torch {facts[node.name].versions['torch']} is a build without CUDA"
+        for node in having
+        if facts[node.name].versions.get("NCCL") == NO_NCCL
+    ]
     if missing or problems:
-        return failed("GPUs", named([*missing, *problems]), "Restart the node, or replace it.")
+        return failed("GPUs", named([*missing, *problems]), "Restart, mend or replace it.")
     kinds = {n.name: gpu.name for n in having for gpu in facts[n.name].gpus.gpus}
     drivers = {n.name: gpu.driver for n in having for gpu in facts[n.name].gpus.gpus}
     counts = {node.name: node.num_gpus for node in having}

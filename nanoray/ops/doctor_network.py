@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from nanoray.cluster.network import choose_interface
+from nanoray.train.device import own_device
 
 JOIN_SECONDS = 30.0
 """How long workers wait for each other: a port that a firewall closes is never answered."""
@@ -90,7 +91,7 @@ class BenchWorker:
 
     def __init__(self) -> None:
         torch.set_num_threads(1)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = own_device()
         self.groups: list[dist.ProcessGroup] = []
 
     def free_port(self) -> int:

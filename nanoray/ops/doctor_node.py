@@ -14,6 +14,9 @@ import psutil
 import nanoray
 from nanoray.ops.doctor_gpu import GpuReport, ask_smi, fabric_gbits
 
+NO_NCCL = "none"
+"""The version of NCCL where torch was built for CPUs."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -91,7 +94,7 @@ def nccl_version() -> str:
     import torch  # a node without GPUs is described faster without it
 
     if not torch.distributed.is_nccl_available():
-        return "none"
+        return NO_NCCL
     return ".".join(map(str, torch.cuda.nccl.version()))
 
 

@@ -21,6 +21,7 @@ from nanoray.config import InputError, RunFailedError
 from nanoray.model.gpt import DTYPES
 from nanoray.rl.source import PartAsked, RolloutSource
 from nanoray.rl.trajectory import Trajectory
+from nanoray.train.device import own_device
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +78,7 @@ class RolloutWorker:
     def ready(self, source: list[Any]) -> None:  # Any: one reference
         """Build the rollouts. Not done by the constructor, whose errors Ray takes for a death."""
         self.source: RolloutSource = ray.get(source[0])
-        self.engine = self.source.build(
-            torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        )
+        self.engine = self.source.build(own_device())
 
     def collect(
         self,

@@ -33,7 +33,7 @@ from nanoray.serve.settings import ApiSettings, hash_keys
 from nanoray.serve.ui import add_page
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.train.checkpoint_name import SavedModel, find_model, find_steps
-from nanoray.train.device import training_dtype
+from nanoray.train.device import own_device, training_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class ChatModel:
 
     def __init__(self, storage: str, name: str, config: ServeConfig, num_threads: int) -> None:
         torch.set_num_threads(num_threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = own_device()
         dtype = DTYPES[config.dtype] if config.dtype else training_dtype(device)
         self.storage, self.name, self.config = storage, name, config
         self.replica = uuid.uuid4().hex

@@ -1,12 +1,15 @@
 """What a device can do: its number format for training, and the most it could compute."""
 
 import ctypes
+import os
 import time
 
 import torch
 
 from nanoray.model.scaling import gpu_peak_flops
 
+NO_GPUS = ("", "-1", "NoDevFiles")
+"""Values of CUDA_VISIBLE_DEVICES, the last of them a common one of schedulers."""
 MEASURED_SIZE = 1024
 MEASURED_SECONDS = 1.0
 """The best of so many products counts: on a shared machine most of them are disturbed."""
@@ -15,6 +18,38 @@ MALLOPT_TRIM_THRESHOLD, MALLOPT_TOP_PAD, MALLOPT_MMAP_THRESHOLD = -1, -2, -3
 KEPT_BYTES = 2**27
 LARGEST_KEPT_BLOCK = 2**25
 """glibc takes no larger threshold."""
+
+
+def own_device() -> torch.device:
+    """Give the first GPU of this process; the CPU where it was given none.
+
+    Raises:
+        RuntimeError: it was given one, which torch cannot use.
+    """
+    return check_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def check_device(device: torch.device) -> torch.device:
+    """Give the device back, unless it is the CPU of a process that was given GPUs.
+
+    Work that was placed on a GPU would go on a hundred times slower, and nobody would know why.
+
+    Raises:
+        RuntimeError: torch cannot use them.
+    """
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
+    if device.type == "cuda" or given in NO_GPUS:
+        return device
+    try:
+        torch.zeros(1, device="cuda")
+        why = "it says that there is none"
+    except (RuntimeError, AssertionError) as error:  # the latter where torch has no CUDA at all
+        why = str(error).partition("\n")[0]
+    raise RuntimeError(
+        f"This process was given a GPU (CUDA_VISIBLE_DEVICES={given}) which torch "
+        f"{torch.__version__} cannot use: {why}. Install a build of torch for the node's driver, "
+        "or leave the node out."
+    )
 
 
 def training_dtype(device: torch.device) -> torch.dtype:

@@ -85,6 +85,15 @@ def test_a_gpu_that_ray_counts_and_nvidia_smi_does_not_show_fails():
     assert "GPU1" in finding.found
 
 
+def test_a_torch_without_cuda_on_a_node_with_gpus_fails():
+    versions = {**VERSIONS, "torch": "2.13.0+cpu", "NCCL": "none"}
+
+    finding = check_gpus([node("a", 1)], {"a": replace(with_gpus(H100), versions=versions)})
+
+    assert finding.status is Status.FAILED
+    assert "a: torch 2.13.0+cpu is a build without CUDA" in finding.found
+
+
 def test_gpus_of_another_kind_driver_or_number_are_warned_of():
     nodes = [node("a", 1), node("b", 1), node("c", 2)]
     a100 = replace(H100, name="NVIDIA A100-SXM4-80GB", driver="535.1")

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from nanoray.train.device import can_compile, keep_freed_memory, peak_flops, training_dtype
+from nanoray.train.device import (
+    can_compile,
+    keep_freed_memory,
+    own_device,
+    peak_flops,
+    training_dtype,
+)
 from tests.train.ranks import process_context
 
 CPU = torch.device("cpu")
@@ -75,3 +81,28 @@ def test_freed_blocks_are_taken_again_without_asking_the_kernel():
 
     # 12 blocks of 16 MB are 49,152 pages of 4 kB, ten times over: without, 490,000 were counted.
     assert kept < 5000
+
+
+NO_GPU_HERE = pytest.mark.skipif(torch.cuda.is_available(), reason="torch can use a GPU here")
+
+
+@NO_GPU_HERE
+@pytest.mark.parametrize("given", [None, "", "-1"])
+def test_a_process_without_gpus_computes_on_its_cpu(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+
+    assert own_device() == CPU
+
+
+@NO_GPU_HERE
+def test_a_process_with_a_gpu_that_torch_cannot_use_does_not_go_on_without(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+
+    with pytest.raises(RuntimeError, match=r"was given a GPU .*CUDA_VISIBLE_DEVICES=0"):
+        own_device()
