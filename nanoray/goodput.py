@@ -27,6 +27,8 @@ CATEGORIES = {
 }
 """What time is spent on, and how a person is told."""
 
+UNPAID = ("waiting", "stopped")
+
 AFTER = {
     "start": "start_up",
     "submit": "waiting",
@@ -94,6 +96,11 @@ class Account:
                 self.doing = "start_up"
             self.spend(self.doing, at)
             self.doing = AFTER[kind]
+
+
+def paid_seconds(seconds: dict[str, float]) -> float:
+    """Give the time for which a run pays: all but what it did not run, or waited for workers."""
+    return sum(each for name, each in seconds.items() if name not in UNPAID)
 
 
 def key(category: str) -> str:

@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import ray
+
 from nanoray.data.feed import Actor
 
 
@@ -12,10 +14,9 @@ class Allowance:
     """What a start of a run may take."""
 
     seconds: float
+    """With workers."""
     reason: str
     """Told when they are over."""
-    since: float
-    """From when on they pass, as a time of `time.monotonic`."""
 
 
 class Deadline:
@@ -25,11 +26,19 @@ class Deadline:
         self, monitor: Actor, allowance: Allowance, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.monitor, self.reason, self.clock = monitor, allowance.reason, clock
-        self.end = allowance.since + allowance.seconds
-        self.is_over = False
+        self.left = allowance.seconds
+        self.looked = clock()
 
     def check(self) -> None:
-        """Ask once, when it is time; may be called often."""
-        if not self.is_over and self.clock() >= self.end:
-            self.is_over = True
+        """Ask once, when it is time; may be called often.
+
+        While the run waits for its turn or for machines, nothing is paid for.
+        """
+        if self.left < 0:
+            return
+        passed, self.looked = self.clock() - self.looked, self.clock()
+        if ray.get(self.monitor.holds_workers.remote()):
+            self.left -= passed
+        if self.left <= 0:
+            self.left = -1.0
             self.monitor.ask_to_stop.remote(self.reason)

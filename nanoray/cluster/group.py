@@ -22,17 +22,19 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.data import DataIterator, Dataset, ExecutionOptions
 from ray.train import DataConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanoray.cluster.connection import Resources
 from nanoray.cluster.deadline import Allowance, Deadline
 from nanoray.cluster.gauges import FailureGauge, RunGauges
 from nanoray.cluster.growth import NEVER_SECONDS, Growth
+from nanoray.cluster.leaving import Leaving
 from nanoray.cluster.monitor import Pulse, forward_logs, start_monitor
 from nanoray.cluster.network import NodeNetworkConfig
 from nanoray.cluster.pending import Pending
 from nanoray.cluster.recovery import Decision, Failure, RetryBudget, describe_failure, of_group
-from nanoray.cluster.reservations import Reservations, refresh
+from nanoray.cluster.reservations import TRAIN_PREFIX, Reservations, refresh
 from nanoray.cluster.turns import Turn
 from nanoray.cluster.watchdog import Watchdog
 from nanoray.config import InputError, RunFailedError, RunStoppedError
@@ -45,8 +47,6 @@ from nanoray.train.world import Wish, train_with_others
 logger = logging.getLogger(__name__)
 
 COLLECTIVE_TIMEOUT_SECONDS = 1800
-PREEMPTION_CHECK_STEPS = 10
-"""The question is a barrier over all ranks, so it is not asked at every step."""
 WATCH_SECONDS = 1.0
 """Between two looks at the news: each costs the training on a small machine."""
 POLL_SECONDS = "0.5"
@@ -66,8 +66,10 @@ class RayWorld:
         train_with_others(self.world_size > 1)
         self.device = check_device(ray.train.torch.get_device())
         self.monitor, self.pacer = monitor, pacer
+        if self.rank == 0:
+            run = get_train_context().train_run_context
+            monitor.name_reservation.remote(f"{TRAIN_PREFIX}{run.run_id}")
         self._pulse = Pulse(monitor, self.rank)
-        self._noticed = False
 
     def report(self, step: int, values: dict[str, Any]) -> None:  # Any: JSON
         """Tell the driver what the step did, and the readers how far it has come."""
@@ -78,15 +80,11 @@ class RayWorld:
         """Tell the watchdog that this rank lives, and what it does."""
         self._pulse.beat(doing, is_step=is_step)
 
-    def leaving_soon(self, step: int) -> bool:
-        """Say once, when a node of the group is to be taken away, that it is."""
-        if self._noticed or step % PREEMPTION_CHECK_STEPS:
-            return False
-        self._noticed = ray.train.get_preemption_info() is not None
-        return self._noticed
-
     def wish(self) -> Wish:
         """Say on rank 0 what the driver asks the group to do; nothing elsewhere."""
+        if self.rank == 0 and self._pulse.must_save:
+            self._pulse.must_save = False
+            return Wish.SAVE
         return self._pulse.wish if self.rank == 0 else Wish.NONE
 
 
@@ -133,7 +131,8 @@ def in_turn(turn: Turn, display: RunDisplay) -> Iterator[Turn]:
     """Wait until there is room on the cluster, and hold it for as long as the context lasts."""
     try:
         turn.wait(display.log)
-        yield turn
+        with turn.kept():
+            yield turn
     finally:
         with contextlib.suppress(ray.exceptions.RayError):  # a cluster that has gone has no turns
             turn.leave()
@@ -142,14 +141,14 @@ def in_turn(turn: Turn, display: RunDisplay) -> Iterator[Turn]:
 def _run_in_turn(group: Group, folder: RunFolder, display: RunDisplay, turn: Turn) -> object:
     own = f"{int(time.time())}-{os.getpid()}"
     monitor = start_monitor(str(folder), own, on_this_node())
-    trainer = make_trainer(group, folder, own, monitor)
+    trainer = make_trainer(group, folder, own, monitor, turn.most_workers())
     reservations = Reservations(folder)
     reservations.release_old()
     guards = [
         Watchdog(monitor, group.hang_seconds).check,
-        Growth(monitor, reservations, group.resources).check,
+        Growth(monitor, reservations, group.resources, turn).check,
         Pending(monitor, group.resources, display.log).check,
-        turn.check,
+        Leaving(monitor).check,
     ]
     if group.allowance is not None:
         guards.append(Deadline(monitor, group.allowance).check)
@@ -164,10 +163,12 @@ def _run_in_turn(group: Group, folder: RunFolder, display: RunDisplay, turn: Tur
             raise KeyboardInterrupt from stopped
 
 
-def make_trainer(group: Group, folder: RunFolder, own: str, monitor: Actor) -> TorchTrainer:
+def make_trainer(
+    group: Group, folder: RunFolder, own: str, monitor: Actor, most_workers: int
+) -> TorchTrainer:
     """Tell Ray Train what to run; `own` names this start of the run."""
     resources = group.resources
-    low, high = resources.num_workers
+    low, high = resources.num_workers[0], most_workers
     if resources.use_gpu:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
     if low < high:  # after a node has died Ray asks for its workers once more: not for a minute
@@ -327,23 +328,22 @@ def watch(
 ) -> Iterator[None]:
     """Show the news of the workers, and look after them, for as long as the context lasts."""
     done = threading.Event()
+    attempts = Attempts(say)
 
     def show_news() -> None:
         steps, lines = ray.get(monitor.take.remote())
         for line in lines:
             say(line)
         for values in steps:
-            reservations.record()
             for listen in listeners:
-                listen(values)
+                attempts.make(listen, values)
+        if steps and reservations.names is None:
+            attempts.make(lambda: reservations.record(ray.get(monitor.reservation.remote())))
 
     def loop() -> None:
-        # A cluster that has gone is reported by `fit`, which raises in the main thread.
-        with contextlib.suppress(ray.exceptions.RayError):
-            while not done.wait(WATCH_SECONDS):
-                show_news()
-                for check in guards:
-                    check()
+        while not done.wait(WATCH_SECONDS):
+            for work in (show_news, *guards):
+                attempts.make(work)
 
     thread = threading.Thread(target=loop, daemon=True, name="watch")
     thread.start()
@@ -352,5 +352,24 @@ def watch(
     finally:
         done.set()
         thread.join()
-        with contextlib.suppress(ray.exceptions.RayError):
-            show_news()
+        attempts.make(show_news)
+
+
+class Attempts:
+    """Calls what must not keep the rest of the watch from going on, whatever it raises."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.told: set[str] = set()
+
+    def make(self, work: Callable[..., object], *arguments: object) -> None:
+        """Call it; an error of Ray is of a cluster that is busy, or has gone: `fit` raises then."""
+        try:
+            work(*arguments)
+        except ray.exceptions.RayError as error:
+            logger.debug("%s: %r", work, error)
+        except Exception as error:  # of a storage, of a terminal, or ours
+            line = f"warning: the watch over the run goes on after {type(error).__name__}: {error}"
+            if line not in self.told:
+                self.told.add(line)
+                self.say(line)

@@ -12,6 +12,7 @@ import ray
 
 from nanoray.cluster.connection import Resources
 from nanoray.cluster.reservations import CALL_SECONDS, Reservations, find_coordinator
+from nanoray.cluster.turns import Turn
 from nanoray.data.feed import Actor
 
 NEVER_SECONDS = 1e9
@@ -22,11 +23,14 @@ LOOK_SECONDS = 10.0
 class Growth:
     """Looks for room for more workers of one run."""
 
-    def __init__(self, monitor: Actor, reservations: Reservations, resources: Resources) -> None:
+    def __init__(
+        self, monitor: Actor, reservations: Reservations, resources: Resources, turn: Turn
+    ) -> None:
         self.monitor, self.reservations, self.resources = monitor, reservations, resources
+        self.turn = turn
         self.looked = time.monotonic()
         self.asked_for = 0
-        """Workers of the last request: a group that came back smaller is not asked again."""
+        """Workers of the last request, until so many came: fewer are not asked again."""
 
     def check(self) -> None:
         """Ask the workers to start again if more of them could; may be called often."""
@@ -35,14 +39,19 @@ class Growth:
             return
         self.looked = time.monotonic()
         ranks = ray.get(self.monitor.silences.remote())
-        if not ranks or len(ranks) >= high or not all(rank.is_training for rank in ranks):
+        if not ranks or not all(rank.is_training for rank in ranks):
             return
+        if len(ranks) >= self.asked_for:
+            self.asked_for = 0
+        if len(ranks) >= high:
+            return
+        high = min(high, self.turn.most_workers())
         room = min(high, count_workers(self._reserved(), self.resources.each()))
-        if len(ranks) >= self.asked_for and room > len(ranks):
+        if room <= len(ranks):
+            self.asked_for = 0
+        elif not self.asked_for:
             self.asked_for = room
             ray.get(self.monitor.ask_to_grow.remote(room))
-        elif room <= len(ranks):
-            self.asked_for = 0
 
     def _reserved(self) -> dict[str, dict[str, float]]:
         """Give what Ray holds for this run on each node, after a look at the nodes."""

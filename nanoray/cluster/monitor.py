@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -15,6 +16,8 @@ from nanoray.data.feed import Actor
 from nanoray.train.world import Wish
 
 NAMESPACE = "nanoray"
+OF_A_LOSS = (Cause.LOST, Cause.HANG)
+"""What ranks fail with when a node leaves."""
 BEAT_SECONDS = 1.0
 """A worker tells that it lives this often at most."""
 
@@ -25,6 +28,8 @@ class Beat:
 
     rank: int
     pid: int
+    born: float
+    """When the process began, as `psutil` has it: its number may be another's later."""
     node: str
     """Ray's id of its node."""
     doing: str
@@ -45,13 +50,23 @@ class Monitor:
         self.failures: dict[int, Failure] = {}
         self.final_error: InputError | RunFailedError | None = None
         self.wish = Wish.NONE
-        self.why_stop = ""
+        self.why_stop = self.reserved_as = ""
         self.has_started = False
+        self.leaving_told = self.save_is_wanted = False
+        self.is_held = False
 
     def node(self) -> str:
         """Give the node on which this is, and the driver."""
         node: str = ray.get_runtime_context().get_node_id()
         return node
+
+    def name_reservation(self, name: str) -> None:
+        """Note under which name Ray holds the workers' resources."""
+        self.reserved_as = name
+
+    def reservation(self) -> str:
+        """Give that name; empty before a worker has started."""
+        return self.reserved_as
 
     def step(self, values: dict[str, Any]) -> None:  # Any: JSON
         """Note what a step did."""
@@ -69,7 +84,16 @@ class Monitor:
     def beat(self, beat: Beat) -> Wish:
         """Note a sign of life; says what the group should do."""
         self.beats[beat.rank] = (time.monotonic(), beat)
+        if self.wish is Wish.NONE and beat.rank == 0 and self.save_is_wanted:
+            self.save_is_wanted = False
+            return Wish.SAVE
         return self.wish
+
+    def ask_to_save(self, num_nodes: int) -> None:
+        """Note that nodes of the group were told to leave: their loss is no surprise then."""
+        self.leaving_told = self.save_is_wanted = True
+        what = "a node" if num_nodes == 1 else f"{num_nodes} nodes"
+        self.lines.append(f"{what} of this run will be taken away: saving, and training on")
 
     def ask_to_grow(self, num_workers: int) -> None:
         """Note that there is room for so many workers."""
@@ -97,9 +121,14 @@ class Monitor:
             beat.age_seconds = now - told
         return [beat for _, beat in self.beats.values()]
 
+    def watched(self) -> list[Beat]:
+        """Give them as long as no rank has failed: after that Ray ends the group anyway."""
+        return [] if self.failures else self.silences()
+
     def fail(self, failure: Failure, *, first_hand: bool) -> None:
-        """Note why a rank ended; what it told itself holds over what Ray says of it."""
-        if first_hand or failure.rank not in self.failures:
+        """Note why a rank ended: what it told itself holds over what Ray and watchdogs say."""
+        known = failure.rank in self.failures
+        if not known or (first_hand and failure.cause is not Cause.HANG):
             self.failures[failure.rank] = failure
 
     def begin_start(self) -> list[Failure]:
@@ -109,8 +138,15 @@ class Monitor:
             self.wish = Wish.NONE
         if self.has_started and not failures:
             failures = [Failure(Cause.LOST, 0, "the workers could not be started")]
-        self.has_started = True
+        if self.leaving_told and all(each.cause in OF_A_LOSS for each in failures):
+            failures = [Failure(Cause.PREEMPTION, each.rank, each.summary) for each in failures]
+        self.has_started = self.is_held = True
+        self.leaving_told = self.save_is_wanted = False
         return failures
+
+    def holds_workers(self) -> bool:
+        """Say whether a group is there, from its start until the first of it fails."""
+        return self.is_held and not self.failures
 
     def finish(self, error: InputError | RunFailedError) -> None:
         """Note the error that ends the run."""
@@ -159,11 +195,14 @@ class Pulse:
 
     def __init__(self, monitor: Actor, rank: int) -> None:
         self.monitor, self.rank = monitor, rank
-        self.pid, self.node = os.getpid(), ray.get_runtime_context().get_node_id()
+        self.pid, self.born = os.getpid(), psutil.Process().create_time()
+        self.node = ray.get_runtime_context().get_node_id()
         self.is_training = False
         self.wish = Wish.NONE
+        self.must_save = False
+        """Asked for once, until it is done."""
         self.last = 0.0
-        self._answer: Any = None  # Any: a reference to a Wish
+        self._answers: list[Any] = []  # Any: references to wishes
 
     def beat(self, doing: str, *, is_step: bool = False) -> None:
         """Tell that this worker lives, if it has not done so within the last second."""
@@ -173,10 +212,19 @@ class Pulse:
         if now - self.last < BEAT_SECONDS and not starts_training:
             return
         self.last = now
-        beat = Beat(self.rank, self.pid, self.node, doing, 0.0, self.is_training)
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            self.wish = ray.get(self._answer)
-        self._answer = self.monitor.beat.remote(beat)
+        beat = Beat(self.rank, self.pid, self.born, self.node, doing, 0.0, self.is_training)
+        for wish in self._take_answers():
+            self.must_save |= wish is Wish.SAVE
+            self.wish = Wish.NONE if wish is Wish.SAVE else wish
+        self._answers.append(self.monitor.beat.remote(beat))
+
+    def _take_answers(self) -> list[Wish]:
+        """Give the answers that have come to earlier signs of life."""
+        if not self._answers:
+            return []
+        come, self._answers = ray.wait(self._answers, num_returns=len(self._answers), timeout=0)
+        wishes: list[Wish] = ray.get(come)
+        return wishes
 
 
 class MonitorHandler(logging.Handler):

@@ -47,14 +47,18 @@ class Pending:
             self.say(self._describe(duration(now - self.since)))
 
     def _is_asked_for(self) -> bool:
-        """Say whether a group like this run's is waiting for nodes."""
+        """Say whether a group like this run's is waiting for nodes.
+
+        A group of changing size that has too little room for its least is not even asked for.
+        """
         each, (least, most) = self.resources.each(), self.resources.num_workers
-        return any(
-            group["state"] == "PENDING"
-            and least <= len(group["bundles"]) <= most
-            and all(bundle == each for bundle in group["bundles"].values())
+        states = {
+            group["state"]
             for group in placement_group_table().values()
-        )
+            if least <= len(group["bundles"]) <= most
+            and all(bundle == each for bundle in group["bundles"].values())
+        }
+        return "PENDING" in states or (least < most and "CREATED" not in states)
 
     def _describe(self, waited: str) -> str:
         each, (least, most) = self.resources.each(), self.resources.num_workers

@@ -32,9 +32,9 @@ MEMORY_WORDS = ("out of memory", "low on memory", "can't allocate memory", "allo
 class Cause(enum.StrEnum):
     """What a failure is taken for; of several ranks' causes the last one here is the group's."""
 
+    LOST = "lost worker"
     PREEMPTION = "preemption"
     DIVERGENCE = "divergence"
-    LOST = "lost worker"
     GROWTH = "room for more workers"
     STOP = "asked to stop"
     HANG = "hang"
@@ -115,12 +115,21 @@ def find_cause(error: BaseException) -> Cause:
         return Cause.STORAGE
     if "OutOfMemoryError" in names or isinstance(error, MemoryError):
         return Cause.MEMORY
+    if is_of_a_gpu(names, text):
+        return Cause.LOST
     lost = names & {"RayError", "RayTrainError", "DistError", "DistBackendError", "ConnectionError"}
     if (lost or "RuntimeError" in names) and any(word in text for word in MEMORY_WORDS):
         return Cause.MEMORY
     if lost or ("RuntimeError" in names and any(word in text for word in COLLECTIVE_WORDS)):
         return Cause.LOST
     return Cause.BUG
+
+
+def is_of_a_gpu(names: set[str], text: str) -> bool:
+    """Say whether an error is one of a GPU or of its driver, which another node may not have."""
+    if "device-side assert" in text or any(word in text for word in MEMORY_WORDS):
+        return False
+    return "AcceleratorError" in names or ("RuntimeError" in names and "cuda error" in text)
 
 
 def of_group(failures: list[Failure]) -> Failure:

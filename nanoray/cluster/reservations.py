@@ -41,13 +41,17 @@ class Reservations:
             ray.get(coordinator.cancel_request.remote(name), timeout=CALL_SECONDS)
         self.before = set(current(coordinator))
 
-    def record(self) -> None:
-        """Keep the names of what has been reserved since `release_old`, once."""
-        if self.names is not None:
-            return
+    def record(self, training: str) -> None:
+        """Keep the names of what has been reserved since `release_old`, once.
+
+        Args:
+            training: name of the workers' own; another run may have started at the same time.
+        """
         coordinator = find_coordinator()
-        self.names = [] if coordinator is None else sorted(set(current(coordinator)) - self.before)
-        write_json(self.fs, self.path, {"names": self.names})
+        new = set() if coordinator is None else set(current(coordinator)) - self.before
+        names = sorted(n for n in new if n == training or not n.startswith(TRAIN_PREFIX))
+        write_json(self.fs, self.path, {"names": names})
+        self.names = names
 
     def of_training(self) -> str | None:
         """Give the name of the workers' reservation, as far as it is known."""

@@ -6,9 +6,11 @@ cluster's key-value store before it asks for workers, and waits until those with
 leave it room. Nobody is overtaken: a large run that waits is not starved by small ones.
 """
 
+import contextlib
 import json
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +25,8 @@ PREFIX = "turn "
 LOOK_SECONDS = 2.0
 """Between two looks of a run that waits."""
 BEAT_SECONDS = 5.0
+ROUNDING = 1e-6
+"""Of CPUs, which may be fractions."""
 LAPSE_SECONDS = 60.0
 """A run that was not heard of for so long was killed, and its place is given away."""
 TELL_SECONDS = 600.0
@@ -54,6 +58,7 @@ class Turn:
     """A run's place among the runs of the cluster that this process is connected to."""
 
     def __init__(self, run: str, resources: Resources) -> None:
+        self.resources = resources
         least, most = resources.num_workers
         self.least = needs(resources, least)
         self.ticket = Ticket(run, *needs(resources, most))
@@ -87,6 +92,38 @@ class Turn:
             self.check()
         if before is not None:
             say(f"there is room now, after {duration(time.monotonic() - began)}")
+
+    def most_workers(self) -> int:
+        """Give how many workers this run may have now, so that the runs before it keep theirs."""
+        total, held = cluster_total(), self._held_before().values()
+        if not held:
+            return self.resources.num_workers[1]
+        (cpus, gpus), each = needs(self.resources, 0), self.resources.each()
+        left = {
+            "CPU": total["CPU"] - cpus - sum(one[0] for one in held),
+            "GPU": total["GPU"] - gpus - sum(one[1] for one in held),
+        }
+        least, most = self.resources.num_workers
+        fitting = min(int((left[name] + ROUNDING) // need) for name, need in each.items())
+        return max(least, min(most, fitting))
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Go on saying that the run lives, whatever else this process waits for."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(BEAT_SECONDS):
+                with contextlib.suppress(Exception):  # of a head that is away: it may come back
+                    self.check()
+
+        thread = threading.Thread(target=beat, daemon=True, name="turn")
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def _held_before(self) -> dict[str, tuple[float, float]]:
         """Give the CPUs and GPUs of the runs before this one that live."""

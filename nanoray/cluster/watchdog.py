@@ -4,6 +4,7 @@ A rank that is stopped, or waits in a collective that nobody else enters, raises
 falls silent, and all ranks with it.
 """
 
+import contextlib
 import logging
 import shutil
 import subprocess
@@ -55,7 +56,7 @@ class Watchdog:
         if time.monotonic() - self.checked < CHECK_SECONDS:
             return
         self.checked = time.monotonic()
-        beats: list[Beat] = ray.get(self.monitor.silences.remote())
+        beats: list[Beat] = ray.get(self.monitor.watched.remote())
         if any(beat.age_seconds > self._patience(beat) for beat in beats):
             self._heal(beats)
 
@@ -101,7 +102,8 @@ def inspect_group(beats: list[Beat]) -> list[Inspection]:
 def kill_workers(beats: list[Beat]) -> None:
     """End processes as `kill -9` does, which a stopped process cannot put off."""
     for node in sorted({beat.node for beat in beats}):
-        on_node(node, kill_processes, [beat.pid for beat in beats if beat.node == node])
+        there = [(beat.pid, beat.born) for beat in beats if beat.node == node]
+        on_node(node, kill_processes, there)
 
 
 def on_node(node: str, work: Any, argument: Any) -> Any:  # Any: a function, and what it takes
@@ -145,10 +147,10 @@ def process_stack(pid: int) -> str:
     return done.stdout.strip() or f"no stack: {done.stderr.strip()}"
 
 
-def kill_processes(pids: list[int]) -> None:
-    """End processes of this node."""
-    for pid in pids:
-        try:
-            psutil.Process(pid).kill()
-        except psutil.NoSuchProcess:
-            continue
+def kill_processes(processes: list[tuple[int, float]]) -> None:
+    """End processes of this node, given with the time at which they began."""
+    for pid, born in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if process.create_time() == born:
+                process.kill()

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from nanoray.cluster import connection
 from nanoray.config import RunConfig, flag, require_positive, to_json
-from nanoray.goodput import read_account
+from nanoray.goodput import paid_seconds, read_account
 from nanoray.ops.pipeline_page import StageFacts, write_page
 from nanoray.prices import dollars_per_hour
 from nanoray.report_card import read_card
@@ -211,7 +211,9 @@ def facts_of(folder: StageFolder, dollars_per_second: float | None) -> StageFact
     return StageFacts(
         stage=folder.name,
         seconds=seconds,
-        dollars=None if dollars_per_second is None else seconds * dollars_per_second,
+        dollars=None
+        if dollars_per_second is None
+        else paid_seconds(account.seconds) * dollars_per_second,
         goodput=account.seconds["productive"] / seconds if seconds else None,
         summary=dict(report.get("summary", {})),
         samples=[(str(prompt), str(text)) for prompt, text in report.get("samples", [])],

@@ -16,7 +16,7 @@ from rich.table import Table
 from nanoray.cluster import connection
 from nanoray.config import InputError, flag
 from nanoray.events import Event, failure_history, read_events
-from nanoray.goodput import CATEGORIES, Account, read_account
+from nanoray.goodput import CATEGORIES, Account, paid_seconds, read_account
 from nanoray.metrics import read_metrics
 from nanoray.progress import duration
 from nanoray.report import ReportFacts, read_facts, write_report
@@ -127,7 +127,7 @@ def summary_of(folder: StageFolder) -> dict[str, Any]:  # Any: JSON
 def cost_of(account: Account, events: list[Event]) -> float | None:
     """Give what a stage has cost, at the price of its newest start; None on CPUs."""
     prices = [e["dollars_per_hour"] for e in events if "dollars_per_hour" in e]
-    hours = (account.total - account.seconds["stopped"]) / 3600
+    hours = paid_seconds(account.seconds) / 3600
     return prices[-1] * hours if prices else None
 
 

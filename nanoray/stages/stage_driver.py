@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from nanoray.data.blocks import layout_for
 from nanoray.data.feed import start_pacer
 from nanoray.data.plan import DataPlan
 from nanoray.events import DONE, INTERRUPTED, append_event
-from nanoray.goodput import read_account
+from nanoray.goodput import paid_seconds, read_account
 from nanoray.prices import dollars_per_hour
 from nanoray.progress import RunDisplay
 from nanoray.stages.plan_feed import PlanFeed
@@ -243,14 +242,14 @@ def allowance_of(job: TrainingJob) -> Allowance | None:
         return None
     account = read_account(job.folder)
     account.spend(account.doing)  # since this start began
-    cost = price * (account.total - account.seconds["stopped"])
+    cost = price * paid_seconds(account.seconds)
     if cost >= config.max_cost:
         raise InputError(
             f"--max-cost {config.max_cost:g} is spent: {job.folder} has cost ${cost:.2f} so far. "
             "Give more to go on."
         )
     told = f"--max-cost {config.max_cost:g} is spent"
-    return Allowance((config.max_cost - cost) / price, told, since=time.monotonic())
+    return Allowance((config.max_cost - cost) / price, told)
 
 
 @contextlib.contextmanager

@@ -86,11 +86,10 @@ def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
                 tell_of_skip(result, state, world)
                 roll_back_if_diverged(result.problem, state, config, world, checkpointer)
             last = state.step == config.num_steps
-            # Saved before validating: a validation that fails must not cost the run. On a
-            # preemption notice we save and go on, because Ray takes a clean return for the end of
-            # the run. Saving waits for storage that fails, and after a skipped step for one that is
-            # made: a rollback needs a checkpoint from before the steps that were skipped.
-            save_is_due |= world.leaving_soon(state.step) or result.save_is_wanted
+            # Saved before validating: a validation that fails must not cost the run. Saving waits
+            # for storage that fails, and after a skipped step for one that is made: a rollback
+            # needs a checkpoint from before the steps that were skipped.
+            save_is_due |= result.save_is_wanted
             can_save = result.problem is None and not result.save_must_wait
             if last or (save_is_due and can_save):
                 save_is_due = False
@@ -133,7 +132,7 @@ def make_way_if_asked(
     state: TrainState, config: LoopConfig, wish: Wish, checkpointer: Checkpointer
 ) -> None:
     """End this group, where it is asked to, once its step is saved; other ranks end with it."""
-    if wish is Wish.NONE or state.step == config.num_steps:
+    if wish in (Wish.NONE, Wish.SAVE) or state.step == config.num_steps:
         return
     checkpointer.wait()
     error = RoomForMoreError if wish is Wish.GROW else AskedToStopError

@@ -27,6 +27,8 @@ class Wish(enum.StrEnum):
     GROW = "grow"
     """End, so that a larger one goes on."""
     STOP = "stop"
+    SAVE = "save"
+    """Go on; asked for once."""
 
 
 class World(Protocol):
@@ -43,12 +45,6 @@ class World(Protocol):
         """Tell whoever watches that this rank lives; called often, by every rank.
 
         With its first step a rank has compiled all it needs: from then on no silence is long.
-        """
-
-    def leaving_soon(self, step: int) -> bool:
-        """Say whether a node of the group is about to be taken away.
-
-        A collective: every rank asks at the same step, and all get the same answer.
         """
 
     def wish(self) -> Wish:
@@ -69,10 +65,6 @@ class LocalWorld:
 
     def beat(self, doing: str, *, is_step: bool = False) -> None:
         """Nobody watches: a person sees a process that hangs."""
-
-    def leaving_soon(self, step: int) -> bool:
-        """Say no: nobody takes a single machine away."""
-        return False
 
     def wish(self) -> Wish:
         """Say that nobody asks for anything."""

@@ -9,6 +9,7 @@ from nanoray.cluster.group import on_this_node
 from nanoray.cluster.growth import LOOK_SECONDS, Growth, count_workers
 from nanoray.cluster.monitor import Beat, start_monitor
 from nanoray.cluster.reservations import Reservations
+from nanoray.cluster.turns import Turn
 from nanoray.storage import RunFolder
 from nanoray.train.world import Wish
 from tests.cluster.test_reservations import reserve
@@ -50,8 +51,9 @@ def test_a_group_smaller_than_its_room_is_asked_once(ray_connection, tmp_path):
     reservations = Reservations(folder)
     reservations.release_old()
     reserve("train-of-this-run")  # one CPU: room for two workers
-    reservations.record()
-    growth = Growth(monitor, reservations, UP_TO_4)
+    reservations.record("train-of-this-run")
+    turn = Turn(str(folder), UP_TO_4)
+    growth = Growth(monitor, reservations, UP_TO_4, turn)
     growth.check()  # too early
     assert not ray.get(monitor.beat.remote(beat_of(0)))
 
@@ -71,6 +73,15 @@ def test_a_group_smaller_than_its_room_is_asked_once(ray_connection, tmp_path):
     )
     assert not ray.get(monitor.beat.remote(beat_of(0))), "two workers are all there is room for"
 
+    ray.get(monitor.begin_start.remote())  # one is lost
+    ray.get(monitor.beat.remote(beat_of(0)))
+    growth.looked -= LOOK_SECONDS
+    growth.check()
+    assert ray.get(monitor.beat.remote(beat_of(0))) is Wish.GROW, "what came after is used again"
+    turn.leave()
+
 
 def beat_of(rank: int) -> Beat:
-    return Beat(rank, pid=100 + rank, node="n", doing="step 3", age_seconds=0.0, is_training=True)
+    return Beat(
+        rank, 100 + rank, born=0.0, node="n", doing="step 3", age_seconds=0.0, is_training=True
+    )

@@ -40,8 +40,31 @@ def test_workers_that_find_no_room_are_told_of(ray_cluster: Cluster, tmp_path: P
             "free are 8 CPUs"
         ]
 
-        ray.get(monitor.beat.remote(Beat(0, 1, "node", "starting", 0.0, is_training=False)))
+        ray.get(monitor.beat.remote(Beat(0, 1, 0.0, "node", "starting", 0.0, is_training=False)))
         look(2)
         assert len(said) == 1
         for group in (other, own):
             remove_placement_group(group)
+
+
+@pytest.mark.cluster
+def test_a_group_of_changing_size_waits_although_nothing_is_asked_for(
+    ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    with connected(ray_cluster):
+        monitor = start_monitor(str(tmp_path), "2", on_this_node())
+        pending = Pending(monitor, Resources((2, 4), False, 2.0, 1, 1), said.append)
+        begun = placement_group([{"CPU": 2.0}] * 2)
+        ray.get(begun.ready())
+        for _ in range(3):
+            pending.looked -= LOOK_SECONDS
+            pending.check()
+        assert said == []
+
+        remove_placement_group(begun)
+        for _ in range(2):
+            pending.looked -= LOOK_SECONDS
+            pending.check()
+
+    assert said[0].startswith("waiting for machines since 0 s: 2 to 4 worker(s) of 2 CPUs each")

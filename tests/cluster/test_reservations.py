@@ -32,12 +32,15 @@ def test_the_next_start_gives_back_what_a_killed_one_has_reserved(tmp_path) -> N
     killed = Reservations(folder)
     killed.release_old()
     reserve("train-of-the-killed-one")
-    killed.record()
+    reserve("train-of-a-run-that-started-meanwhile")
+    killed.record("train-of-the-killed-one")
 
     Reservations(folder).release_old()
 
     left = current(find_coordinator())
     assert "train-of-the-killed-one" not in left
+    assert "train-of-a-run-that-started-meanwhile" in left
+    assert killed.of_training() == "train-of-the-killed-one"
     assert "of another job" in left
 
 

@@ -69,7 +69,10 @@ def test_a_stopped_process_is_killed_and_one_that_has_gone_is_passed_over(
     os.kill(sleeper.pid, signal.SIGSTOP)
     wait_for_status(sleeper.pid, psutil.STATUS_STOPPED)
 
-    kill_processes([2**22 + 1, sleeper.pid])
+    born = psutil.Process(sleeper.pid).create_time()
+    kill_processes([(2**22 + 1, 1.0), (sleeper.pid, born - 60)])
+    assert sleeper.poll() is None, "its number was another's before"
+    kill_processes([(2**22 + 1, 1.0), (sleeper.pid, born)])
 
     assert sleeper.wait(timeout=10) == -signal.SIGKILL
 

@@ -245,11 +245,15 @@ class LeavingWorld(LocalWorld):
 
     def __init__(self, step: int) -> None:
         super().__init__()
+        self.asked = False
         self.step = step
         self.reports: list[tuple[int, dict[str, Any]]] = []
 
-    def leaving_soon(self, step: int) -> bool:
-        return step == self.step
+    def wish(self) -> Wish:
+        if self.asked or len(self.reports) != self.step:
+            return Wish.NONE
+        self.asked = True
+        return Wish.SAVE
 
     def report(self, step: int, values: dict[str, Any]) -> None:
         self.reports.append((step, values))
@@ -259,13 +263,13 @@ def test_a_machine_that_is_taken_away_saves_first_and_goes_on(plan, tmp_path):
     start = next_start(plan, tmp_path)
     config = replace(start.config, save=SaveConfig(every_steps=100))
 
-    work(LeavingWorld(step=3), replace(start, config=config))
+    work(LeavingWorld(step=2), replace(start, config=config))
 
     assert committed_steps(start.folder) == [3, 8]
 
 
 def test_who_watches_hears_of_every_step_what_stands_in_the_metrics(plan, tmp_path):
-    world = LeavingWorld(step=0)
+    world = LeavingWorld(step=100)
 
     work(world, next_start(plan, tmp_path))
 

@@ -94,13 +94,11 @@ def test_ranks_sum_and_gather_what_all_of_them_have(ranks, world_size):
         assert np.array_equal(gathered, firsts)
 
 
-def test_a_local_world_is_one_process_that_nobody_takes_away():
+def test_a_local_world_is_one_process_of_which_nobody_wants_anything():
     world = LocalWorld("cpu")
 
-    leaving = world.leaving_soon(7)
-
     assert (world.rank, world.world_size, world.device.type) == (0, 1, "cpu")
-    assert not leaving
+    assert not world.wish()
 
 
 def go_on_alone(world: World) -> str:
