@@ -32,7 +32,7 @@ from nanoray.serve.serve_config import ServeConfig, api_keys
 from nanoray.serve.settings import ApiSettings, hash_keys
 from nanoray.serve.ui import add_page
 from nanoray.text.tokenizer import Tokenizer
-from nanoray.train.checkpoint_name import SavedModel, find_model, find_steps
+from nanoray.train.checkpoint_name import STAGES, SavedModel, find_model, find_steps
 from nanoray.train.device import own_device, training_dtype
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class ChatModel:
         self.storage, self.name, self.config = storage, name, config
         self.replica = uuid.uuid4().hex
         self.saved = find_model(storage, name)
+        self.saved_hash = self.saved.weights_hash()
         self.tokenizer = self.saved.tokenizer()
         model = self.saved.load(dtype, device)
         engine_config = EngineConfig(
@@ -98,7 +99,7 @@ class ChatModel:
             time.sleep(self.config.poll_seconds)
             try:
                 stage, steps = find_steps(self.storage, self.name)
-                newest = f"{stage}@{steps[-1]}"
+                newest = f"{stage}@{steps[-1]} {SavedModel(stage, steps[-1]).weights_hash()}"
                 if newest != seen:  # only then are the weights read and verified
                     self._take_up(find_model(self.storage, self.name))
                     seen = newest
@@ -108,14 +109,19 @@ class ChatModel:
 
     def _take_up(self, newest: SavedModel) -> None:
         """Go on with the weights of another checkpoint, if it is another one."""
-        if newest.step == self.saved.step and str(newest.folder) == str(self.saved.folder):
+        if (newest.name, newest.weights_hash()) == (self.saved.name, self.saved_hash):
+            return
+        if STAGES.index(newest.folder.name) < STAGES.index(self.saved.folder.name):
+            return  # the stage that is served is being trained anew
+        if newest.tokenizer().hash != self.tokenizer.hash:
+            logger.warning("%s has another tokenizer; restart to serve it", newest.name)
             return
         if newest.config() != self.engine.engine.model.config:
             logger.warning("%s is a model of another shape; restart to serve it", newest.name)
             return
         weights = newest.weights()
         asyncio.run(self.engine.do(lambda engine: engine.load_weights(weights)))
-        self.saved = newest
+        self.saved, self.saved_hash = newest, newest.weights_hash()
         logger.info("went on with %s", newest.name)
 
 

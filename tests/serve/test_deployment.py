@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,8 +24,11 @@ from nanoray.inference.sampling import SamplingParams
 from nanoray.serve.backend import Step
 from nanoray.serve.deployment import ChatModel, RemoteEngine, replica_share
 from nanoray.serve.serve_config import ServeConfig
-from tests.chat_run import CONTEXT, WEATHER, save_chat_run
+from nanoray.storage import RunFolder
+from nanoray.train.checkpoint_name import find_model
+from tests.chat_run import CONTEXT, WEATHER, build, save_chat_run, tokenizer
 from tests.running import free_ports, process_title
+from tests.saved_model import save_model
 
 ROOT = Path(__file__).parents[2]
 CHAT = "/v1/chat/completions"
@@ -325,6 +329,28 @@ def test_a_replica_whose_engine_is_stuck_or_has_failed_is_not_healthy(storage: P
     assert healthy == ""
     assert "has made no step for" in stuck
     assert "IndexError" in failed
+
+
+def test_weights_trained_anew_are_taken_up_at_the_same_step_and_no_earlier_stage_is(
+    tmp_path: Path,
+) -> None:
+    save_chat_run(tmp_path)
+    config = ServeConfig(run="chat", dtype="float32", poll_seconds=60)
+    replica = ChatModel(str(tmp_path), "chat", config, 1)
+    first = replica.saved_hash
+
+    shutil.rmtree(tmp_path / "chat/sft")
+    run = RunFolder(str(tmp_path), "chat")
+    run.forget_stage("sft")
+    save_model(run.stage("pretrain"), build(), tokenizer(), (20,))
+    replica._take_up(find_model(str(tmp_path), "chat"))
+    earlier = replica.saved.name
+    save_chat_run(tmp_path, forgetful=True)
+    replica._take_up(find_model(str(tmp_path), "chat/sft"))
+
+    assert earlier == "chat/sft@10"
+    assert replica.saved.name == "chat/sft@10"
+    assert replica.saved_hash != first
 
 
 def wait_for(event: threading.Event) -> None:
