@@ -40,15 +40,18 @@ FLOORS: dict[str, int] = {
 
 MAY_IMPORT_RAY = [
     "nanoray/cluster/connection.py",
+    "nanoray/cluster/deadline.py",
     "nanoray/cluster/gauges.py",
     "nanoray/cluster/group.py",
     "nanoray/cluster/growth.py",
+    "nanoray/cluster/leaving.py",
     "nanoray/cluster/monitor.py",
     "nanoray/cluster/network.py",
     "nanoray/cluster/pending.py",
     "nanoray/cluster/placement.py",
     "nanoray/cluster/reservations.py",
     "nanoray/cluster/turns.py",
+    "nanoray/cluster/watch.py",
     "nanoray/cluster/watchdog.py",
     "nanoray/data/feed.py",
     "nanoray/data/ray_data.py",

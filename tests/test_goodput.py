@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nanoray.events import append_event
-from nanoray.goodput import CATEGORIES, Account, key, open_account, read_account
+from nanoray.goodput import CATEGORIES, Account, key, open_account, paid_seconds, read_account
 from nanoray.metrics import MetricsLogger, read_metrics
 from nanoray.storage import RunFolder, StageFolder
 from nanoray.train.world import LocalWorld
@@ -216,3 +216,10 @@ def wait_for_step(folder: StageFolder, step: int, deadline: float) -> None:
             return
         time.sleep(0.002)
     raise AssertionError(f"step {step} never came")
+
+
+def test_a_run_pays_for_no_time_in_which_it_holds_no_workers():
+    seconds = dict.fromkeys(CATEGORIES, 1.0)
+
+    assert paid_seconds(seconds) == len(CATEGORIES) - 2
+    assert paid_seconds({**seconds, "waiting": 1e6, "stopped": 1e6}) == len(CATEGORIES) - 2

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from nanoray.cluster.pending import Pending
 from nanoray.cluster.recovery import Decision, Failure, RetryBudget, describe_failure, of_group
 from nanoray.cluster.reservations import TRAIN_PREFIX, Reservations, refresh
 from nanoray.cluster.turns import Turn
+from nanoray.cluster.watch import watch
 from nanoray.cluster.watchdog import Watchdog
 from nanoray.config import InputError, RunFailedError, RunStoppedError
 from nanoray.data.feed import Actor
@@ -47,8 +47,6 @@ from nanoray.train.world import Wish, train_with_others
 logger = logging.getLogger(__name__)
 
 COLLECTIVE_TIMEOUT_SECONDS = 1800
-WATCH_SECONDS = 1.0
-"""Between two looks at the news: each costs the training on a small machine."""
 POLL_SECONDS = "0.5"
 """How often Ray Train asks its workers whether they live; on CPUs its two seconds are kept, because
 there a question costs the training (docs/measurements.md)."""
@@ -316,60 +314,3 @@ def _cause(
 def on_this_node() -> NodeAffinitySchedulingStrategy:
     """Place an actor on the driver's node: if that is lost, the run is."""
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-
-
-@contextlib.contextmanager
-def watch(
-    monitor: Actor,
-    listeners: list[Callable[[dict[str, Any]], None]],  # Any: JSON
-    say: Callable[[str], None],
-    guards: list[Callable[[], None]],
-    reservations: Reservations,
-) -> Iterator[None]:
-    """Show the news of the workers, and look after them, for as long as the context lasts."""
-    done = threading.Event()
-    attempts = Attempts(say)
-
-    def show_news() -> None:
-        steps, lines = ray.get(monitor.take.remote())
-        for line in lines:
-            say(line)
-        for values in steps:
-            for listen in listeners:
-                attempts.make(listen, values)
-        if steps and reservations.names is None:
-            attempts.make(lambda: reservations.record(ray.get(monitor.reservation.remote())))
-
-    def loop() -> None:
-        while not done.wait(WATCH_SECONDS):
-            for work in (show_news, *guards):
-                attempts.make(work)
-
-    thread = threading.Thread(target=loop, daemon=True, name="watch")
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        attempts.make(show_news)
-
-
-class Attempts:
-    """Calls what must not keep the rest of the watch from going on, whatever it raises."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
-        self.told: set[str] = set()
-
-    def make(self, work: Callable[..., object], *arguments: object) -> None:
-        """Call it; an error of Ray is of a cluster that is busy, or has gone: `fit` raises then."""
-        try:
-            work(*arguments)
-        except ray.exceptions.RayError as error:
-            logger.debug("%s: %r", work, error)
-        except Exception as error:  # of a storage, of a terminal, or ours
-            line = f"warning: the watch over the run goes on after {type(error).__name__}: {error}"
-            if line not in self.told:
-                self.told.add(line)
-                self.say(line)

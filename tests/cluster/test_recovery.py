@@ -56,6 +56,10 @@ def test_what_ray_says_of_a_worker_is_understood(name: str) -> None:
         (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"), Cause.LOST),
         (torch.distributed.DistBackendError("NCCL communicator was aborted"), Cause.LOST),
         (ConnectionResetError("reset"), Cause.LOST),
+        (torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"), Cause.LOST),
+        (RuntimeError("CUDA error: unspecified launch failure"), Cause.LOST),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), Cause.BUG),
+        (torch.AcceleratorError("CUDA error: out of memory"), Cause.MEMORY),
         (ProcessGroupEndedError("the process group has been ended"), Cause.LOST),
         (RoomForMoreError("step 8 is saved"), Cause.GROWTH),
         (AskedToStopError("step 8 is saved"), Cause.STOP),
@@ -94,6 +98,8 @@ def test_ranks_that_lost_their_peer_do_not_hide_why_it_ended() -> None:
     bug = Failure(Cause.BUG, 2, "ValueError: no")
 
     assert of_group([lost, bug, lost]) is bug
+    preempted = Failure(Cause.PREEMPTION, 1, "")
+    assert of_group([lost, preempted]) is preempted, "the others failed because it went"
 
 
 def lost_at(budget: RetryBudget, step: int) -> bool:

@@ -1,6 +1,7 @@
 """Runs that share a cluster of eight CPUs: each takes workers of three, and one for its data."""
 
 import math
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -131,10 +132,41 @@ def test_tickets_taken_at_the_same_time_differ_and_are_never_given_again(
     assert min(numbers) > before.number
     for each in turns:
         each.leave()
-    assert turn("/s/after").number == max(numbers) + 1
+    after = turn("/s/after")
+    after.leave()
+    assert after.number == max(numbers) + 1
 
 
 def test_amounts_are_told_as_people_do() -> None:
     assert amount(65.0, 8.0) == "8 GPUs and 65 CPUs"
     assert amount(8.0, 1.0) == "1 GPU and 8 CPUs"
     assert amount(1.5, 0.0) == "1.5 CPUs"
+
+
+@pytest.mark.cluster
+def test_a_run_of_changing_size_leaves_the_runs_before_it_what_they_take(
+    ray_connection: None,
+) -> None:
+    elastic = Turn("/s/elastic", Resources((1, 6), False, 1.0, 1, 1))
+    alone = elastic.most_workers()
+    elastic.leave()
+    first = turn("/s/a")  # three CPUs for its worker, and one for its stream
+    later = Turn("/s/later", Resources((1, 6), False, 1.0, 1, 1))
+    beside = later.most_workers()
+    first.leave()
+
+    assert (alone, beside, later.most_workers()) == (6, 3, 6)
+    later.leave()
+
+
+@pytest.mark.cluster
+def test_a_run_is_kept_while_its_driver_waits_for_something(ray_connection: None) -> None:
+    kept = turn("/s/kept")
+    kept.beaten = -math.inf
+
+    with kept.kept():
+        deadline = time.monotonic() + 60
+        while not kept.ticket.beat:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+    kept.leave()

@@ -65,7 +65,8 @@ def test_the_cost_is_told_where_workers_have_a_price(trained):
 
     told = json.loads(report(config_of(trained, json=True)))
 
-    hours = (told["wall_seconds"] - told["seconds"]["stopped"]) / 3600
+    unpaid = told["seconds"]["stopped"] + told["seconds"]["waiting"]
+    hours = (told["wall_seconds"] - unpaid) / 3600
     assert told["dollars"] == pytest.approx(24 * hours)
     (line,) = [line for line in report(config_of(trained)).splitlines() if "cost so far" in line]
     assert f"${24 * hours:.2f}" in line
