@@ -125,14 +125,14 @@ class Api:
 
     async def list_models(self) -> Response:
         """List what can be named as `model`."""
-        cards = [self.card(model) for model in self.models.values()]
-        return json_response({"object": "list", "data": cards})
+        cards = await asyncio.gather(*(self.card(model) for model in self.models.values()))
+        return json_response({"object": "list", "data": list(cards)})
 
     async def show_model(self, model_id: str) -> Response:
         """Show one model."""
-        return json_response(self.card(self.model(model_id)))
+        return json_response(await self.card(self.model(model_id)))
 
-    def card(self, model: ServedModel) -> Json:
+    async def card(self, model: ServedModel) -> Json:
         """Give the facts of a model."""
         return {
             "id": model.id,
@@ -141,7 +141,7 @@ class Api:
             "owned_by": "nanoray",
             "root": model.id,
             "max_model_len": model.context_tokens,
-            "step": model.step,
+            "step": model.step if (newest := await model.newest_step()) is None else newest,
         }
 
     def model(self, name: str | None) -> ServedModel:

@@ -40,6 +40,10 @@ async def always() -> bool:
     return True
 
 
+async def unchanged() -> None:
+    """Know of no other step than the one at the start."""
+
+
 class Generate(Protocol):
     """Continues a prompt; closing the iterator frees the place."""
 
@@ -60,6 +64,8 @@ class ServedModel:
     generate: Generate
     step: int | None = None
     """The checkpoint that was loaded when the server started."""
+    newest_step: Callable[[], Awaitable[int | None]] = unchanged
+    """Asks of which checkpoint an engine has its weights now; None where none answers."""
     works: Callable[[], Awaitable[bool]] = always
     """Asks whether an engine would answer now."""
     created: int = field(default_factory=lambda: int(time.time()))

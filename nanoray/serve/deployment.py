@@ -79,6 +79,10 @@ class ChatModel:
             "name": self.saved.name,
         }
 
+    def step(self) -> int:
+        """Give the step of the weights that the engine has now."""
+        return self.saved.step
+
     async def generate(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Step]:
         """Continue a prompt; cancelling the call frees its place."""
         async for step in engine_steps(self.engine, self.replica, prompt, params):
@@ -147,6 +151,7 @@ class Door:
                 facts["context_tokens"],
                 engine.generate,
                 facts["step"],
+                engine.newest_step,
                 engine.works,
             )
         if not self.page_url:
@@ -193,6 +198,16 @@ class RemoteEngine:
                 logger.warning("a replica died before its answer began; another one is asked")
             finally:
                 response.cancel()
+
+    async def newest_step(self) -> int | None:
+        """Ask a replica of which checkpoint its weights are; None if it does not answer."""
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                step: int = await self._handle.step.remote()
+        except Exception as error:  # of the replica, or of the way to it
+            logger.warning("an engine does not tell its step: %r", error)
+            return None
+        return step
 
     async def works(self) -> bool:
         """Say whether a replica answers that its engine works; one that does not is not all."""

@@ -169,6 +169,8 @@ def test_newer_weights_are_taken_up_and_no_stream_is_dropped(
 
     save_chat_run(storage, steps=(30,))
     wait_for_answers(served, lambda answers: answers == {WEATHER})
+    [card] = httpx.get(f"{served.url}/v1/models", timeout=60).json()["data"]
+    assert card["step"] == 30
 
 
 @pytest.mark.cluster
