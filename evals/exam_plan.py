@@ -10,9 +10,9 @@ from evals.bundle import PUBLISHED_TASKS, Bundle, CoreTask, open_bundle
 from evals.core import FEW_SHOT_SEED, SHUFFLE_SEED, CoreExam
 from evals.exam import Exam, exam_of
 from evals.hub import SHUFFLE_SEED as HUB_SEED
-from evals.words import EMBEDDED_WORDS
 from nanoray.cluster import connection
 from nanoray.config import DataError, InputError, require_positive
+from nanoray.data.datasets import EMBEDDED_WORDS
 from nanoray.inference.sandbox import LevelChoice
 from nanoray.task import Task
 

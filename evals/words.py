@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from nanoray.config import InputError
 from nanoray.data.cached_file import PLAIN_TEXT, fetch_once
-from nanoray.data.datasets import EMBEDDED
+from nanoray.data.datasets import EMBEDDED, EMBEDDED_WORDS
 
 WORDS_URL = "https://raw.githubusercontent.com/dwyl/english-words/master/words_alpha.txt"
 """370,000 words, one a line; in the public domain."""
@@ -23,9 +23,6 @@ WORD_IN_TEXT = re.compile(r"(?<![\w'\u2019])[a-z]{3,15}(?![\w'\u2019])")
 """In lower case, so that names are left out, and no piece of a contraction such as don't."""
 LEAST_OCCURRENCES = 3
 """What stands in the embedded texts less often is as often a slip as a word."""
-
-EMBEDDED_WORDS = "embedded"
-"""The path that stands for the words of the texts that come with nanoray."""
 
 OTHER_WAY = (
     "Give --words FILE, with one lower-case word a line, or --words embedded, for the words of "

@@ -1,6 +1,7 @@
 """Conversations from files of the user, JSON lines or parquet, read as they are asked for."""
 
 import json
+import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from nanoray.config import DataError
+from nanoray.data.manifest import files_below
 from nanoray.storage import is_local, open_location
 from nanoray.task import Example
 
@@ -194,18 +196,12 @@ def find_conversations(address: str) -> ConversationFiles:
         StorageError: an unknown protocol, or one whose package is not installed.
     """
     fs, root = open_location(address)
-    if any(sign in root for sign in "*?["):
-        found = fs.glob(root)
-    elif fs.isdir(root):
-        found = fs.find(root)
-    elif fs.isfile(root):
-        found = [root]
-    else:
+    paths = files_at(fs, root, tuple(FILE_KINDS))
+    if not paths and not is_glob(root) and not fs.exists(root):
         raise DataError(
             f"{address} does not exist. Give a folder, glob or file of conversations, .jsonl or "
             ".parquet."
         )
-    paths = sorted(path for path in map(str, found) if path.endswith(tuple(FILE_KINDS)))
     if not paths:
         raise DataError(
             f"{address} has no file that ends in .jsonl or .parquet. Give one that has."
@@ -214,6 +210,28 @@ def find_conversations(address: str) -> ConversationFiles:
     if not any(map(len, files)):
         raise DataError(f"{address} has no conversation. {FORMS}")
     return ConversationFiles(root.rpartition("/")[2], files)
+
+
+def files_at(fs: AbstractFileSystem, root: str, endings: str | tuple[str, ...] = "") -> list[str]:
+    """List the files with some endings in a folder, those behind a glob, or the one; sorted."""
+    if is_glob(root):
+        matches = fs.glob(root, detail=True)
+        found = [path for path in matches if not is_folder(fs, path, matches[path]["type"])]
+    elif fs.isdir(root):
+        found = files_below(fs, root)
+    else:
+        found = [root] if fs.isfile(root) else []
+    return sorted(path for path in map(str, found) if path.endswith(endings))
+
+
+def is_glob(path: str) -> bool:
+    """Say whether a path stands for others."""
+    return any(sign in path for sign in "*?[")
+
+
+def is_folder(fs: AbstractFileSystem, path: str, kind: str) -> bool:
+    """Say whether what was listed as of some kind is a folder, or a link to one."""
+    return os.path.isdir(path) if is_local(fs) else kind == "directory"
 
 
 def open_file(fs: AbstractFileSystem, path: str, name: str) -> File:

@@ -19,6 +19,8 @@ from nanoray.data.download import Patience
 from nanoray.data.shard_folder import ShardFolder
 
 EMBEDDED = str(Path(__file__).parent / "corpus")
+EMBEDDED_WORDS = "embedded"
+"""What stands, in place of a file, for the words of the texts that come with nanoray."""
 BYTES_PER_TOKEN = 4.8
 """Of text, before there is a tokenizer (nanochat, FineWeb-Edu at 65,536 ids)."""
 

@@ -22,7 +22,7 @@ from nanoray.report_card import read_card
 from nanoray.stages.finetune_config import FinetuneConfig
 from nanoray.stages.pretrain_config import PretrainConfig
 from nanoray.stages.rl_config import RLConfig
-from nanoray.stages.start import changed_facts, fingerprints, source_of
+from nanoray.stages.start import changed_facts, source_of, sources_now, with_absolute_sources
 from nanoray.storage import RunFolder, StageFolder, read_json
 from nanoray.train.checkpoint_name import STAGES, SavedModel, find_steps
 
@@ -164,8 +164,9 @@ def run_once(stage: str, config: RunConfig, run: RunFolder, train: Callable[[Any
 
 
 def is_finished(stage: str, run: RunFolder) -> bool:
-    """Say whether a stage has come to its end."""
-    return stage in run.read_state().get("stages_done", [])
+    """Say whether a stage has come to its end, and nobody has deleted its folder since."""
+    is_done = stage in run.read_state().get("stages_done", [])
+    return is_done and run.stage(stage).read_config() is not None
 
 
 def differences(stage: str, config: RunConfig, run: RunFolder) -> str:
@@ -193,7 +194,9 @@ def differences(stage: str, config: RunConfig, run: RunFolder) -> str:
         own = {data, connection.absolute_address(data)} if data else {saved.get("data")}
         return " and ".join(changed + ([] if saved.get("data") in own else ["--data"]))
     # The hash stands beside the weights: they are read and verified by the stage that needs them.
-    facts = {"from": start.name, "weights": start.weights_hash(), "sources": fingerprints(config)}
+    given = with_absolute_sources(config)
+    sources = sources_now(folder, given, given)
+    facts = {"from": start.name, "weights": start.weights_hash(), "sources": sources}
     return " and ".join(changed + changed_facts(folder, facts))
 
 

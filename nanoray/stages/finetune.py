@@ -117,7 +117,7 @@ def prepare(
     evaluations: Evaluations[FinetuneConfig],
 ) -> TrainingJob:
     """Decide and check everything, mix the conversations, and open the stage."""
-    config, opened = open_later_stage(stage, with_absolute_data(config), storage)
+    config, opened = open_later_stage(stage, config, storage)
     folder, start, course = opened.folder, opened.start, COURSES[stage]
     config = decide(config, course, start.config(), on_gpu=on_gpu(), dtype=default_dtype())
     evaluations.check(config)
@@ -149,13 +149,6 @@ def prepare(
     job = open_job(folder, config, recipe=recipe, rows=rows, resources=resources)
     describe(job, config, start, counts)
     return job
-
-
-def with_absolute_data(config: FinetuneConfig) -> FinetuneConfig:
-    """Make the address of the user's own files absolute."""
-    if config.data is None:
-        return config
-    return dataclasses.replace(config, data=connection.absolute_address(config.data))
 
 
 def read_sources(

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from nanoray.cluster import connection
-from nanoray.config import InputError, RunConfig, continue_config, flag, from_json
+from nanoray.config import DataError, InputError, RunConfig, continue_config, flag, from_json
+from nanoray.data.conversation_files import FILE_KINDS, files_at
+from nanoray.data.datasets import EMBEDDED_WORDS
 from nanoray.stages.finetune_config import FinetuneConfig
 from nanoray.stages.rl_config import RLConfig
 from nanoray.storage import RunFolder, StageFolder, open_location, read_json, write_json
@@ -24,10 +26,13 @@ from nanoray.train.checkpoint_name import STAGES, SavedModel, find_model
 logger = logging.getLogger(__name__)
 
 START_FILE = "start.json"
+MIXTURE_FILE = "mixture/mixture.json"
+"""In a stage's folder; there when the mixture is whole."""
 SOURCE_FLAGS = ("data", "words", "identity_file")
 """Fields that name files: what is in them decides what is learned."""
 
 Later = TypeVar("Later", FinetuneConfig, RLConfig)
+AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,10 @@ class Opened:
 
 
 def open_later_stage(stage: str, config: Later, storage: str) -> tuple[Later, Opened]:
-    """Find a stage's folder and the checkpoint it starts from; nothing is written.
+    """Find a stage's folder and the checkpoint it starts from.
 
-    Gives the config merged with the one that the stage began with.
+    Gives the config merged with the one that the stage began with. Nothing is written, but that a
+    stage whose folder is gone is not finished.
 
     Raises:
         InputError: no run, no checkpoint to start from, or another one than the stage began with.
@@ -66,15 +72,18 @@ def open_later_stage(stage: str, config: Later, storage: str) -> tuple[Later, Op
             f"{folder} began with {source}, which is not there any more ({error}) Give --fresh to "
             "begin anew from what is there."
         ) from error
+    asked = with_absolute_sources(config)
     known = {name: (saved or {}).get(name) for name in SOURCE_FLAGS if hasattr(config, name)}
-    kept: dict[str, Any] = {n: getattr(config, n) or value for n, value in known.items()}
-    config = dataclasses.replace(config, run=name, from_=start.name, **kept)
+    kept: dict[str, Any] = {n: getattr(asked, n) or value for n, value in known.items()}
+    config = dataclasses.replace(asked, run=name, from_=start.name, **kept)
     facts = {
         "from": start.name,
         "weights": start.weights_hash(),
-        "sources": fingerprints(config),
+        "sources": fingerprints(config) if saved is None else sources_now(folder, config, asked),
     }
     if saved is None:
+        if not config.fresh and folder.run.is_begun(stage):
+            folder.run.forget_stage(stage)  # somebody has deleted its folder
         return config, Opened(folder, start, facts, has_begun=False)
     config = continue_config(from_json(type(config), saved), config)
     changed = changed_facts(folder, facts)
@@ -110,26 +119,76 @@ def keep_start(opened: Opened) -> None:
         write_json(folder.fs, folder.path(START_FILE), opened.facts)
 
 
+def has_mixture(folder: StageFolder) -> bool:
+    """Say whether a stage has what it learns from in its own folder."""
+    return bool(folder.fs.exists(folder.path(MIXTURE_FILE)))
+
+
+def with_absolute_sources(config: AnyConfig) -> AnyConfig:
+    """Make the addresses of the files that a config names absolute."""
+    named = {name: getattr(config, name, None) for name in SOURCE_FLAGS}
+    absolute: dict[str, Any] = {  # Any: fields of two classes
+        name: connection.absolute_address(address)
+        for name, address in named.items()
+        if address is not None and address != EMBEDDED_WORDS
+    }
+    return dataclasses.replace(config, **absolute)
+
+
+def sources_now(folder: StageFolder, config: RunConfig, asked: RunConfig) -> dict[str, str | None]:
+    """Hash the files of a stage that has begun, as far as they must be what they were.
+
+    A mixture that is stored needs its sources no more: only those that this start names itself are
+    compared, and not one that has gone since.
+
+    Args:
+        folder: the stage's.
+        config: names all of them.
+        asked: what this start gave.
+    """
+    if not has_mixture(folder):
+        return fingerprints(config)
+    began, found = folder.read_config() or {}, fingerprints(asked)
+    for name in SOURCE_FLAGS:
+        address = getattr(asked, name, None)
+        if address is None or address != began.get(name) or address == EMBEDDED_WORDS:
+            continue
+        if not files_at(*open_location(address), endings_of(name)):
+            logger.warning("%s %s is not there; %s has its mixture", flag(name), address, folder)
+            found[name] = None
+    return found
+
+
 def fingerprints(config: RunConfig) -> dict[str, str | None]:
     """Hash the files that a config names, as far as they are files."""
     found: dict[str, str | None] = {}
     for name in SOURCE_FLAGS:
         address = getattr(config, name, None)
-        found[name] = None if address is None else fingerprint(str(address))
+        found[name] = None if address is None else fingerprint(str(address), endings_of(name))
     return found
 
 
-def fingerprint(address: str) -> str:
-    """Hash names and sizes of the files at an address, and what is in them if they are small."""
+def endings_of(name: str) -> tuple[str, ...]:
+    """Give the endings of the files that are read of a folder."""
+    return tuple(FILE_KINDS) if name == "data" else ("",)
+
+
+def fingerprint(address: str, endings: tuple[str, ...] = ("",)) -> str:
+    """Hash names and sizes of the files at an address, and what is in them if they are small.
+
+    Raises:
+        DataError: one of them cannot be read.
+    """
     fs, path = open_location(connection.absolute_address(address))
-    is_pattern = any(sign in path for sign in "*?[")
-    files = sorted(fs.glob(path)) if is_pattern else sorted(fs.find(path))
+    files = files_at(fs, path, endings)
     digest = hashlib.sha256(address.encode() if not files else b"")
     for file in files:
-        size = int(fs.size(file) or 0)
-        digest.update(f"{str(file).rsplit('/', 1)[-1]} {size}\n".encode())
-        if size <= 2**24:
-            digest.update(fs.cat_file(file))
+        try:
+            size = int(fs.size(file) or 0)
+            content = fs.cat_file(file) if size <= 2**24 else b""
+        except OSError as error:
+            raise DataError(f"{file} cannot be read ({error}). Give files that can.") from error
+        digest.update(f"{file.rpartition('/')[2]} {size}\n".encode() + content)
     return digest.hexdigest()
 
 

@@ -220,3 +220,20 @@ def test_a_row_that_is_no_utf8_is_named(tmp_path: Path) -> None:
     assert found.example(0).messages[0]["content"] == "hi"
     with pytest.raises(DataError, match=r"own\.parquet row 2 is not UTF-8"):
         found.example(1)
+
+
+def test_conversations_behind_a_linked_folder_are_read(tmp_path: Path) -> None:
+    write_lines(tmp_path / "chats/a.jsonl", [messages("a")])
+    write_lines(tmp_path / "elsewhere/b.jsonl", [messages("b")])
+    (tmp_path / "chats/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "chats")
+
+    assert texts(find_conversations(str(tmp_path / "chats"))) == ["a", "b"]
+
+
+def test_a_folder_that_a_glob_matches_is_no_file(tmp_path: Path) -> None:
+    write_lines(tmp_path / "a.jsonl", [messages("a")])
+    (tmp_path / "b.jsonl").mkdir()
+    (tmp_path / "c").mkdir()
+
+    assert texts(find_conversations(f"{tmp_path}/*")) == ["a"]

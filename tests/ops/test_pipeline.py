@@ -195,6 +195,19 @@ def test_a_stage_that_has_changed_begins_afresh_and_pretraining_never_does(tmp_p
     assert [config.fresh for config in given] == [True, True, False]
 
 
+def test_a_stage_whose_folder_was_deleted_is_made_again(tmp_path: Path) -> None:
+    run, given = begin(tmp_path, FinetuneConfig()), list[Any]()
+    run.stage("sft").move_aside()
+
+    def train(config: Any) -> str:
+        given.append(config)
+        return ""
+
+    run_once("sft", FinetuneConfig(), run, train)
+
+    assert given == [FinetuneConfig()]
+
+
 def test_what_was_asked_decides_how_far_it_goes() -> None:
     assert PipelineConfig(until="midtrain").stages == ("pretrain", "midtrain")
     assert PipelineConfig().stages == ("pretrain", "midtrain", "sft", "rl")

@@ -5,15 +5,24 @@ from pathlib import Path
 
 import pytest
 
-from nanoray.config import InputError, to_json
+from nanoray.config import DataError, InputError, to_json
+from nanoray.data.conversation_files import FILE_KINDS
 from nanoray.stages.finetune_config import FinetuneConfig
-from nanoray.stages.start import fingerprint, keep_start, open_later_stage, stage_before
-from nanoray.storage import RunFolder
+from nanoray.stages.rl_config import RLConfig
+from nanoray.stages.start import (
+    MIXTURE_FILE,
+    fingerprint,
+    keep_start,
+    open_later_stage,
+    stage_before,
+)
+from nanoray.storage import RunFolder, write_json
 from tests.saved_model import save_model
 from tests.stages.chats import save_base
 from tests.support import tiny_gpt, tiny_tokenizer
 
 CONFIG = FinetuneConfig(run="r")
+CHATS = tuple(FILE_KINDS)
 
 
 def begin(storage: Path, config: FinetuneConfig = CONFIG) -> None:
@@ -96,3 +105,92 @@ def test_a_fingerprint_is_of_names_and_contents(tmp_path: Path) -> None:
     assert one == fingerprint(str(tmp_path / "a.jsonl"))
     assert one != two == fingerprint(str(tmp_path / "*.jsonl"))
     assert fingerprint("embedded") != fingerprint("other")
+
+
+def mix(storage: Path) -> None:
+    """Leave what says that the mixture is stored."""
+    folder = RunFolder(str(storage), "r").stage("sft")
+    write_json(folder.fs, folder.path(MIXTURE_FILE), {})
+
+
+def test_a_mixture_that_is_stored_needs_its_sources_no_more(tmp_path: Path) -> None:
+    save_base(tmp_path, "r")
+    data = tmp_path / "chats"
+    data.mkdir()
+    (data / "a.jsonl").write_text("[]")
+    config = replace(CONFIG, data=str(data))
+    begin(tmp_path, config)
+    mix(tmp_path)
+
+    (data / "README.md").write_text("no conversations")
+    open_later_stage("sft", config, str(tmp_path))
+    (data / "a.jsonl").write_text("[1]")
+    again, _ = open_later_stage("sft", CONFIG, str(tmp_path))  # left out: what it was
+    assert again.data == str(data)
+    with pytest.raises(InputError, match="began with other contents of --data"):
+        open_later_stage("sft", config, str(tmp_path))
+    data.rename(tmp_path / "gone")
+    open_later_stage("sft", config, str(tmp_path))  # as it was given, and cannot be looked at
+    with pytest.raises(InputError, match="began with other contents of --data"):
+        open_later_stage("sft", replace(CONFIG, data=str(tmp_path / "none")), str(tmp_path))
+
+
+def test_a_mixture_that_is_not_stored_is_made_of_the_same_sources(tmp_path: Path) -> None:
+    save_base(tmp_path, "r")
+    (tmp_path / "a.jsonl").write_text("[]")
+    begin(tmp_path, replace(CONFIG, data=str(tmp_path / "a.jsonl")))
+    (tmp_path / "a.jsonl").unlink()
+
+    with pytest.raises(InputError, match="began with other contents of --data"):
+        open_later_stage("sft", CONFIG, str(tmp_path))
+
+
+def test_files_are_kept_by_their_absolute_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_base(tmp_path, "r")
+    (tmp_path / "who.txt").write_text("name: Ray")
+
+    decided, _ = open_later_stage(
+        "rl", RLConfig(run="r", words="embedded", identity_file="who.txt"), str(tmp_path)
+    )
+
+    assert decided.words == "embedded"
+    assert decided.identity_file == str(tmp_path / "who.txt")
+
+
+def test_a_stage_whose_folder_is_gone_begins_again(tmp_path: Path) -> None:
+    save_base(tmp_path, "r")
+    begin(tmp_path)
+    run = RunFolder(str(tmp_path), "r")
+    run.begin_attempt("sft", 5)
+    run.mark_done("sft")
+    (tmp_path / "r/sft").rename(tmp_path / "r/old")
+
+    _, opened = open_later_stage("sft", CONFIG, str(tmp_path))
+
+    assert not opened.has_begun
+    assert not run.is_begun("sft")
+    assert run.read_state()["stages_done"] == ["pretrain"]
+
+
+def test_a_fingerprint_is_of_the_files_that_are_read(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "chats", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (folder / "a.jsonl").write_text("[]")
+    (elsewhere / "b.jsonl").write_text("[1]")
+    alone = fingerprint(str(folder), CHATS)
+
+    (folder / "broken.txt").symlink_to(tmp_path / "nowhere")
+    assert fingerprint(str(folder), CHATS) == alone == fingerprint(f"{folder}/*", CHATS)
+    (folder / "linked").symlink_to(elsewhere)
+    both = fingerprint(str(folder), CHATS)
+    assert both != alone == fingerprint(f"{folder}/*", CHATS)
+    (elsewhere / "b.jsonl").write_text("[2]")
+    assert fingerprint(str(folder), CHATS) != both
+
+    (folder / "broken.jsonl").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"broken\.jsonl cannot be read"):
+        fingerprint(str(folder), CHATS)
