@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from nanoray.config import DataError, InputError
-from nanoray.storage import read_json, write_json
+from nanoray.storage import write_json
 from nanoray.task import Example, Lessons
 from nanoray.text.chat import Message, check_conversation, content_parts
 
@@ -72,29 +72,19 @@ def write_mixture(
     facts: dict[str, Any],  # Any: JSON
     skip_bad: bool,
 ) -> None:
-    """Write a mixture into a folder, unless it is there already and was made from the same.
+    """Write a mixture into a folder, in place of what is there.
 
     Args:
         fs: of the folder.
         folder: gets the shards, and mixture.json when all of them are whole.
         training: what is mixed.
         validation: what is mixed to validate on.
-        facts: what the mixture was asked for; another one is not replaced but refused.
+        facts: what the mixture was asked for, to be written down.
         skip_bad: leave out conversations that cannot be learned from, with a warning.
 
     Raises:
-        InputError: the folder has another mixture.
         DataError: a conversation that cannot be learned from, by its place.
     """
-    there = read_json(fs, f"{folder}/mixture.json")
-    if there is not None:
-        changed = [name for name, value in facts.items() if there.get(name) != value]
-        if changed:
-            raise InputError(
-                f"{folder} was mixed from another {', '.join(changed)}. Give what it began with, "
-                "another --run, or --fresh to begin anew."
-            )
-        return
     if fs.exists(folder):  # what an earlier start left half made would count as data
         fs.rm(folder, recursive=True)
     fs.makedirs(folder, exist_ok=True)

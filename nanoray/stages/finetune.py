@@ -1,11 +1,13 @@
 """Midtraining and SFT as one function: mix conversations, and go on training with them."""
 
+import contextlib
 import dataclasses
 import logging
+import os
 import random
 import time
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 from nanoray.cluster import connection
 from nanoray.config import InputError, flag
@@ -40,9 +42,9 @@ from nanoray.stages.stage_driver import (
     planned,
     run_stage,
 )
-from nanoray.stages.start import find_tokenizer, keep_start, open_later_stage
+from nanoray.stages.start import Opened, find_tokenizer, has_mixture, keep_start, open_later_stage
 from nanoray.stages.training_job import TrainingJob
-from nanoray.storage import StageFolder, read_json, write_json
+from nanoray.storage import is_local, move_folder, read_json, write_json
 from nanoray.task import Example, Lessons
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.text.tokenizer_file import save_tokenizer
@@ -55,6 +57,7 @@ SPLITS: tuple[Split, Split] = ("train", "test")
 MakeLessons = Callable[[FinetuneConfig, str, Split, int | None], Lessons]
 """Gives the lessons of a source by its name; the number is how many a made-up source has."""
 
+COUNTS_FILE = "rows.json"
 HELD_OUT_SEED = 42
 HELD_OUT_ONE_IN = 20
 """Of the user's own conversations: to validate on."""
@@ -125,18 +128,14 @@ def prepare(
     resources = connection.choose_resources(config, most_workers=rows_per_step)
     check_rows(config, rows_per_step, resources.num_workers[1])
     tokenizer = find_tokenizer(folder.run, start)
-    place = folder.path("mixture")
-    mixed = not config.fresh and read_json(folder.fs, f"{place}/mixture.json") is not None
-    # Read before anything is moved: what was there is not given up for what cannot be had.
-    sources = None if mixed else read_sources(config, make_lessons)
-    if config.fresh:
-        move_aside(folder)
-    manifest = mix(config, folder, opened.facts["sources"], sources)
-    plan = plan_of(config, manifest, tokenizer)
-    counts = count_once(folder, plan)
-    config = with_length(config, counts[ROWS])
-    recipe = recipe_of(config, course, start, text_start=tokenizer.bos_id)
-    check_space(config, recipe, folder, resources)
+    with mixture(config, opened, make_lessons) as manifest:
+        plan = plan_of(config, manifest, tokenizer)
+        counts = count_once(opened, plan)
+        config = with_length(config, counts[ROWS])
+        recipe = recipe_of(config, course, start, text_start=tokenizer.bos_id)
+        check_space(config, recipe, folder, resources)
+    plan = plan_of(config, check_unchanged(manifest, f"{folder}/mixture"), tokenizer)
+    write_json(folder.fs, folder.path(COUNTS_FILE), {"data_hash": plan.hash, "counts": counts})
     save_tokenizer(tokenizer, folder.run.tokenizer_address)
     keep_start(opened)
     num_bytes = sum(unit.num_bytes for unit in plan.units)
@@ -177,31 +176,75 @@ def read_sources(
     return training, validation
 
 
+@contextlib.contextmanager
+def mixture(
+    config: FinetuneConfig, opened: Opened, make_lessons: MakeLessons
+) -> Iterator[Manifest]:
+    """Give what the stage's mixture is made of, the one that it has or another.
+
+    That is mixed aside, and takes its place when the context ends well. Only then an earlier stage
+    is moved aside: it is not given up for what cannot be learned from.
+
+    Raises:
+        InputError: sources that are not there, or conversations that cannot be learned from.
+    """
+    folder, fs = opened.folder, opened.folder.fs
+    saved = read_json(fs, folder.path("manifest.json")) if opened.has_begun else None
+    if opened.has_begun and has_mixture(folder):
+        yield list_mixture(f"{folder}/mixture", saved)
+        return
+    name = f".{folder.name}-mixture"
+    aside = folder.run.path(name)
+    try:
+        mix(config, opened, aside, read_sources(config, make_lessons))
+        yield list_mixture(f"{folder.run}/{name}", saved)
+    except BaseException:
+        if fs.exists(aside):
+            fs.rm(aside, recursive=True)
+        if is_local(fs):
+            with contextlib.suppress(OSError):  # it has something else in it
+                os.rmdir(folder.run.path())
+        raise
+    if not opened.has_begun:
+        move_aside(folder)
+    elif fs.exists(folder.path("mixture")):  # half deleted
+        fs.rm(folder.path("mixture"), recursive=True)
+    fs.makedirs(folder.path(), exist_ok=True)
+    move_folder(fs, aside, folder.path("mixture"))
+
+
 def mix(
-    config: FinetuneConfig,
-    folder: StageFolder,
-    fingerprints: dict[str, str | None],
-    sources: tuple[list[Part], list[Part]] | None,
-) -> Manifest:
-    """Mix the conversations, unless that is done, and list what the mixture is made of."""
-    address, place = f"{folder}/mixture", folder.path("mixture")
-    saved = read_json(folder.fs, folder.path("manifest.json"))
-    if saved is not None:
-        return check_unchanged(Manifest.from_json(saved), address)
-    training, validation = sources or ([], [])
+    config: FinetuneConfig, opened: Opened, place: str, sources: tuple[list[Part], list[Part]]
+) -> None:
+    """Write a mixture into a folder, with what it was asked for."""
     facts = {
         "training": config.mixture,
         "validation": config.validation_mixture,
-        **{f"file of {flag(name)}": known for name, known in fingerprints.items() if known},
+        **{
+            f"file of {flag(name)}": known
+            for name, known in opened.facts["sources"].items()
+            if known
+        },
     }
+    training, validation = sources
     write_mixture(
-        folder.fs,
+        opened.folder.fs,
         place,
         training,
         validation,
         facts=facts,
         skip_bad=config.skip_bad_conversations,
     )
+
+
+def list_mixture(address: str, saved: dict[str, Any] | None) -> Manifest:  # Any: JSON
+    """List what a mixture is made of, or check that it is what the stage began with.
+
+    Raises:
+        DataError: it is not.
+    """
+    if saved is not None:
+        return check_unchanged(Manifest.from_json(saved), address)
     manifest = make_manifest(address, CONVERSATION_COLUMN)
     num_bytes = sum(shard.num_bytes for shard in manifest.shards)
     unit_bytes = max(LEAST_UNIT_BYTES, min(UNIT_BYTES, num_bytes // UNITS))
@@ -241,15 +284,15 @@ def plan_of(config: FinetuneConfig, manifest: Manifest, tokenizer: Tokenizer) ->
     )
 
 
-def count_once(folder: StageFolder, plan: DataPlan) -> dict[str, int]:
+def count_once(opened: Opened, plan: DataPlan) -> dict[str, int]:
     """Count the rows of the plan, or read what was counted when the stage began.
 
     Raises:
         InputError: no conversation has anything to learn.
     """
-    path = folder.path("rows.json")
-    saved = read_json(folder.fs, path) or {}
-    if saved.get("data_hash") == plan.hash:
+    folder = opened.folder
+    saved = read_json(folder.fs, folder.path(COUNTS_FILE)) or {}
+    if opened.has_begun and saved.get("data_hash") == plan.hash:
         return dict(saved["counts"])
     counts = count_rows(plan)
     if not counts[ROWS] or not len(plan.validation_rows(1)):
@@ -258,7 +301,6 @@ def count_once(folder: StageFolder, plan: DataPlan) -> dict[str, int]:
             f"None of the conversations to {part} has a token to learn within --max-seq-len "
             f"{plan.max_seq_len}. Give others, or longer rows."
         )
-    write_json(folder.fs, path, {"data_hash": plan.hash, "counts": counts})
     return counts
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from nanoray.config import DataError, InputError
+from nanoray.config import DataError
 from nanoray.data.conversation_files import find_conversations
 from nanoray.data.manifest import make_manifest
 from nanoray.data.mixture import CONVERSATION_COLUMN, Part, mixture_order, write_mixture
@@ -96,24 +96,13 @@ def test_a_mixture_is_data_with_a_manifest_and_a_plan(tmp_path: Path) -> None:
     assert (plan.pack(0).rows < 0).any()
 
 
-def test_a_mixture_that_is_there_is_used_and_another_one_refused(tmp_path: Path) -> None:
-    write(tmp_path, Part(Numbers("a", 4)), training="a")
-    before = (tmp_path / "train-00000.parquet").stat().st_mtime_ns
-
+def test_a_mixture_is_written_in_place_of_another(tmp_path: Path) -> None:
     write(tmp_path, Part(Numbers("a", 4)), training="a")
 
-    assert (tmp_path / "train-00000.parquet").stat().st_mtime_ns == before
-    with pytest.raises(InputError, match="was mixed from another training"):
-        write(tmp_path, Part(Numbers("b", 4)), training="b")
-
-
-def test_an_interrupted_mixture_is_made_anew(tmp_path: Path) -> None:
-    write(tmp_path, Part(Numbers("a", 4)))
-    (tmp_path / "mixture.json").unlink()
-
-    write(tmp_path, Part(Numbers("b", 2)))
+    write(tmp_path, Part(Numbers("b", 2)), training="b")
 
     assert sorted(questions(tmp_path)) == ["b 0", "b 1"]
+    assert json.loads((tmp_path / "mixture.json").read_text())["training"] == "b"
 
 
 def test_shards_of_an_interrupted_mixture_are_no_data(tmp_path: Path) -> None:

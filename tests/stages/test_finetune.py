@@ -1,20 +1,29 @@
 """Midtraining and SFT: the loss of packed rows, resuming, and what a user is told."""
 
 import json
+import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
 
 from evals.gsm8k import GSM8K
+from nanoray.config import InputError, to_json
 from nanoray.data.batches import batch_of
 from nanoray.data.conversation_files import find_conversations
 from nanoray.data.conversations import CUT, UNLEARNABLE, pack_conversations
+from nanoray.data.manifest import Manifest, check_unchanged
 from nanoray.model.gpt import GPT
-from nanoray.stages.finetune import SomeConversations
+from nanoray.stages.finetune import SomeConversations, Split, mixture
+from nanoray.stages.finetune_config import COURSES, FinetuneConfig, with_mixture
+from nanoray.stages.start import Opened, keep_start, open_later_stage
+from nanoray.storage import RunFolder, write_json
 from nanoray.task import Lessons
 from nanoray.text.chat import render
 from tests.evals.local_hub import SHARED_DATA, existing, local_hub
@@ -146,6 +155,104 @@ def test_bad_input_of_sft_is_told_in_one_sentence(ray_cluster: Cluster, tmp_path
         code, output = run_job("sft.py", *flags, "--storage", tmp_path, *FLAGS, env=env)
         assert code == 2, output
         assert said in output
+
+
+def no_lessons(config: FinetuneConfig, name: str, split: Split, size: int | None) -> Lessons:
+    raise AssertionError(f"{name} was not asked for")
+
+
+def open_mixture(storage: str, data: Path, **fields: Any) -> tuple[FinetuneConfig, Opened]:
+    """Decide as much of an SFT stage as its mixture needs."""
+    asked = FinetuneConfig(run="r", data=str(data), **fields)
+    config, opened = open_later_stage("sft", asked, storage)
+    return with_mixture(config, COURSES["sft"]), opened
+
+
+def mix(storage: str, data: Path, *, fails: bool = False, **fields: Any) -> Manifest:
+    """Do what a start does until its mixture is in its place, or it is refused."""
+    config, opened = open_mixture(storage, data, **fields)
+    with mixture(config, opened, no_lessons) as manifest:
+        if fails:
+            raise InputError("as of what cannot be counted")
+    keep_start(opened)
+    folder = opened.folder
+    write_json(folder.fs, folder.path("manifest.json"), manifest.to_json())
+    folder.write_config(to_json(config))
+    return manifest
+
+
+def learned(storage: Path) -> list[str]:
+    column = pq.read_table(storage / "r/sft/mixture/train-00000.parquet")["conversation"]
+    return [json.loads(text)[0]["content"] for text in column.to_pylist()]
+
+
+def test_bad_conversations_do_not_cost_the_stage_that_was_there(tmp_path: Path) -> None:
+    save_base(tmp_path, "r")
+    good, bad = write_chats(tmp_path / "own.jsonl", count=9), tmp_path / "bad.jsonl"
+    mix(str(tmp_path), good)
+    run = RunFolder(str(tmp_path), "r")
+    run.mark_done("sft")
+    bad.write_text('{"messages": [{"role": "bot", "content": "x"}]}\n' * 3)
+
+    with pytest.raises(InputError, match=r"bad\.jsonl line"):
+        mix(str(tmp_path), bad, fresh=True)
+    with pytest.raises(InputError, match="cannot be counted"):
+        mix(str(tmp_path), write_chats(tmp_path / "short.jsonl", 4), fails=True, fresh=True)
+
+    assert len(learned(tmp_path)) == 8
+    assert "sft" in run.read_state()["stages_done"]
+    assert sorted(os.listdir(tmp_path / "r")) == ["pretrain", "run.json", "sft", "tokenizer.json"]
+    mix(str(tmp_path), tmp_path / "short.jsonl", fresh=True)
+    assert len(learned(tmp_path)) == 3
+    assert len(list((tmp_path / "r").glob("sft.before-*/mixture/train-00000.parquet"))) == 1
+
+
+def test_a_first_start_that_was_refused_leaves_nothing(tmp_path: Path) -> None:
+    save_base(tmp_path, "base")
+    chats = write_chats(tmp_path / "own.jsonl", count=9)
+
+    with pytest.raises(InputError, match="cannot be counted"):
+        mix(str(tmp_path), chats, fails=True, from_="base")
+
+    assert not (tmp_path / "r").exists()
+    mix(str(tmp_path), write_chats(tmp_path / "other.jsonl", count=4), from_="base")
+    assert len(learned(tmp_path)) == 3
+
+
+def test_a_start_that_was_killed_before_it_began_is_no_hindrance(tmp_path: Path) -> None:
+    save_base(tmp_path, "r")
+    mix(str(tmp_path), write_chats(tmp_path / "own.jsonl", count=9))
+    (tmp_path / "r/sft/config.json").unlink()
+
+    mix(str(tmp_path), write_chats(tmp_path / "other.jsonl", count=4))
+
+    assert len(learned(tmp_path)) == 3
+
+
+def test_a_mixture_that_was_deleted_is_mixed_again_from_the_same(tmp_path: Path) -> None:
+    save_base(tmp_path, "r")
+    chats = write_chats(tmp_path / "own.jsonl", count=9)
+    first = mix(str(tmp_path), chats)
+    shutil.rmtree(tmp_path / "r/sft/mixture")
+
+    again = mix(str(tmp_path), chats)
+
+    assert again.hash == first.hash
+    assert len(learned(tmp_path)) == 8
+
+
+def test_a_mixture_on_an_object_store_is_put_into_its_place(tmp_path: Path) -> None:
+    save_base(tmp_path, "base")
+    fs = fsspec.filesystem("memory")
+    fs.put(str(tmp_path / "base"), "/mixed/r", recursive=True)
+
+    manifest = mix("memory://mixed", write_chats(tmp_path / "own.jsonl", count=9))
+
+    names = [path.rpartition("/")[2] for path in fs.find("/mixed/r/sft/mixture")]
+    assert names == ["mixture.json", "train-00000.parquet", "validation.parquet"]
+    assert not fs.exists("/mixed/r/.sft-mixture")
+    assert check_unchanged(manifest, "memory://mixed/r/sft/mixture").hash == manifest.hash
+    fs.rm("/mixed", recursive=True)
 
 
 def test_some_conversations_have_numbers_of_their_own_and_the_places_of_all(
