@@ -38,20 +38,28 @@ def continue_texts(
 def answer_questions(
     model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], num_tokens: int
 ) -> Samples:
-    """Let an assistant answer each prompt, the likeliest token by token, its tool at hand."""
+    """Let an assistant answer each prompt, the likeliest token by token, its tool at hand.
+
+    Prompts that leave no room in the context are left out.
+    """
     copy = GPT(model.config, model.compute_dtype).to(model.unembedding.weight.device)
     with torch.no_grad():
         copy.load_state_dict(model.state_dict())
     engine = Engine(copy, tokenizer, EngineConfig(max_sequences=max(1, len(prompts))))
-    answers = dict[int, list[int]]()
+    asked, answers = list[str](), dict[int, list[int]]()
     for prompt in prompts:
         turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
         ids = render_for_completion(turns, tokenizer)
-        room = max(1, min(num_tokens, engine.context_tokens - len(ids)))
-        answers[engine.add(ids, SamplingParams(max_tokens=room, temperature=0, tools=True))] = []
+        room = min(num_tokens, engine.context_tokens - len(ids))
+        if room < 1:
+            logger.warning("left out the sample %r: the context has no room for it", prompt)
+            continue
+        request = engine.add(ids, SamplingParams(max_tokens=room, temperature=0, tools=True))
+        asked.append(prompt)
+        answers[request] = []
     while engine.has_work:
         for output in engine.step():
             if output.token not in engine.eos_ids:
                 answers[output.request].append(output.token)
     said = [tokenizer.decode(tokens) for tokens in answers.values()]
-    return list(zip(prompts, said, strict=True))
+    return list(zip(asked, said, strict=True))

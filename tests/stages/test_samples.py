@@ -41,3 +41,20 @@ def test_a_prompt_that_fills_the_context_has_a_short_answer() -> None:
     [(_, said)] = answer_questions(model, TOKENIZER, ["Hi"], 500)
 
     assert len(said) < 500
+
+
+def test_a_prompt_that_leaves_no_room_is_left_out() -> None:
+    model = tiny_gpt(vocab_size=TOKENIZER.vocab_size, max_seq_len=32)
+
+    samples = answer_questions(model, TOKENIZER, ["Why? " * 20, "Hi"], 4)
+
+    assert [prompt for prompt, _ in samples] == ["Hi"]
+    assert answer_questions(model, TOKENIZER, ["Why? " * 20], 4) == []
+
+
+def test_a_text_goes_on_beyond_the_context() -> None:
+    model = tiny_gpt(vocab_size=TOKENIZER.vocab_size, max_seq_len=8)
+
+    [(_, said)] = continue_texts(model, TOKENIZER, ["Once upon a time, there was"], 3)
+
+    assert said
