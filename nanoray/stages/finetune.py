@@ -48,6 +48,7 @@ from nanoray.storage import is_local, move_folder, read_json, write_json
 from nanoray.task import Example, Lessons
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.text.tokenizer_file import save_tokenizer
+from nanoray.train.checkpoint_files import committed_steps
 from nanoray.train.checkpoint_name import SavedModel
 
 logger = logging.getLogger(__name__)
@@ -128,6 +129,8 @@ def prepare(
     resources = connection.choose_resources(config, most_workers=rows_per_step)
     check_rows(config, rows_per_step, resources.num_workers[1])
     tokenizer = find_tokenizer(folder.run, start)
+    if config.warm_start and (config.fresh or not committed_steps(folder)):
+        start.check_optimizer()
     with mixture(config, opened, make_lessons) as manifest:
         plan = plan_of(config, manifest, tokenizer)
         counts = count_once(opened, plan)

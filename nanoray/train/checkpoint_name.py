@@ -60,6 +60,24 @@ class SavedModel:
         manifest = read_json(self.folder.fs, path) or {}
         return str(manifest["files"]["model.safetensors"]["sha256"])
 
+    def check_optimizer(self) -> None:
+        """Read all files once, the optimizer's too, to see that they are whole.
+
+        Raises:
+            InputError: one of them is damaged or missing.
+        """
+        path = self.folder.path("checkpoints", step_name(self.step))
+        damage = find_damage(self.folder.fs, path)
+        if damage is None:
+            files = (read_json(self.folder.fs, f"{path}/manifest.json") or {})["files"]
+            if not any(name.startswith("optimizer-") for name in files):
+                damage = "manifest.json lists none"
+        if damage is not None:
+            raise InputError(
+                f"--warm-start needs the optimizer of {self.name}, which is not whole: {damage}. "
+                "Name another checkpoint with --from, or leave --warm-start out."
+            )
+
     def mark_evaluated(self) -> None:
         """Record that nobody waits any more for these weights to be evaluated."""
         write_file(self.folder.fs, self._evaluated_path(), b"")

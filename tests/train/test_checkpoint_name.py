@@ -1,5 +1,6 @@
 """`RUN[/stage][@step]`, found on storage."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -147,6 +148,30 @@ def test_another_tokenizer_than_the_models_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="was trained with"):
         found.tokenizer()
+
+
+@pytest.mark.parametrize("how", ["changed", "missing", "unlisted"])
+def test_an_optimizer_that_is_not_whole_is_refused(tmp_path: Path, how: str) -> None:
+    save(tmp_path, "pretrain", 10)
+    found = find_model(str(tmp_path), "r")
+    found.check_optimizer()
+    folder = Path(found.folder.path("checkpoints", step_name(10)))
+    [file] = folder.glob("optimizer-*")
+    if how == "changed":
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(bytes(content))
+    elif how == "missing":
+        file.unlink()
+    else:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        del manifest["files"][file.name]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    again = find_model(str(tmp_path), "r")  # its weights are whole
+    said = {"changed": "checksum", "missing": "cannot be read", "unlisted": "lists none"}[how]
+    with pytest.raises(InputError, match=rf"--warm-start.*{said}.*leave --warm-start out"):
+        again.check_optimizer()
 
 
 def test_a_run_that_was_deleted_is_not_found(tmp_path: Path) -> None:
