@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Protocol
 
 
@@ -74,6 +75,14 @@ class JoinedTask:
         """Let the example's own task grade an answer."""
         task, inner = self._find(index)
         return task.grade(inner, answer)
+
+    def in_turn(self) -> "ChosenTask":
+        """Give all examples with the tasks taking turns: of any number, each has its share."""
+        places = [
+            (inner, number) for number, task in enumerate(self.tasks) for inner in range(len(task))
+        ]
+        ends = list(accumulate(map(len, self.tasks), initial=0))
+        return ChosenTask(self, [ends[number] + inner for inner, number in sorted(places)])
 
     def _find(self, index: int) -> tuple[Task, int]:
         """Give the task of an example, and its index there."""

@@ -42,3 +42,20 @@ def test_tasks_are_joined_one_after_the_other() -> None:
     assert not joined.grade(13, "26").is_correct
     with pytest.raises(IndexError):
         joined.example(20)
+
+
+class Short(Doubling):
+    name = "short"
+
+    def __len__(self) -> int:
+        return 2
+
+
+def test_tasks_are_taken_in_turn_until_each_is_used_up() -> None:
+    asked = JoinedTask([Doubling(), Short()]).in_turn()
+
+    questions = [asked.example(i).messages[0]["content"] for i in range(len(asked))]
+    assert questions[:5] == ["2 * 0?", "2 * 0?", "2 * 1?", "2 * 1?", "2 * 2?"]
+    assert len(questions) == 12
+    assert questions[-1] == "2 * 9?"
+    assert own_answers_right(asked) == 12

@@ -73,12 +73,9 @@ def prepare(config: RLConfig, storage: str, make_task: MakeTask) -> TrainingJob:
     model, tokenizer = start.config(), find_tokenizer(folder.run, start)
     config = decide(config, model, on_gpu=on_gpu(), dtype=default_dtype())
     names = [name.strip() for name in config.tasks.split(",")]
-    task, held_out = (
-        within_context(
-            JoinedTask([make_task(config, name, split) for name in names]), tokenizer, model
-        )
-        for split in SPLITS
-    )
+    joined = [JoinedTask([make_task(config, name, split) for name in names]) for split in SPLITS]
+    task = within_context(joined[0], tokenizer, model)
+    held_out = within_context(joined[1].in_turn(), tokenizer, model)
     config = with_length(config, len(task))
     recipe = recipe_of(config, start)
     resources = connection.choose_resources(
