@@ -17,6 +17,7 @@ from nanoray.stages.pretrain_config import (
     optimizer_config,
     rows_of_batch,
     schedule,
+    warmdown_ratio,
 )
 from nanoray.stages.training_job import Recipe
 from nanoray.train.checkpoint_name import SavedModel
@@ -204,7 +205,7 @@ def decide(
         with_mixture(c, course),
         learn=c.learn or course.learn,
         lr_fraction=c.lr_fraction or course.lr_fraction,
-        warmdown_ratio=course.warmdown_ratio if c.warmdown_ratio is None else c.warmdown_ratio,
+        warmdown_ratio=warmdown_ratio(c, course.warmdown_ratio),
         max_seq_len=T,
         total_batch_tokens=c.total_batch_tokens or max(1, wanted // T) * T,
         validation_tokens=c.validation_tokens or (10_485_760 if on_gpu else 65_536),

@@ -117,7 +117,7 @@ def decide(config: PretrainConfig, *, on_gpu: bool, dtype: str) -> PretrainConfi
         vocab_size=c.vocab_size or (65_536 if on_gpu else 8192),
         tokenizer_chars=c.tokenizer_chars or 2_000_000_000,
         dtype=c.dtype or dtype,
-        warmdown_ratio=0.2 if c.warmdown_ratio is None else c.warmdown_ratio,
+        warmdown_ratio=warmdown_ratio(c, 0.2),
         total_batch_tokens=c.total_batch_tokens
         or (524_288 if on_gpu else max(1, 16_384 // max_seq_len) * max_seq_len),
         validation_tokens=c.validation_tokens or (10_485_760 if on_gpu else 131_072),
@@ -135,6 +135,13 @@ def decide(config: PretrainConfig, *, on_gpu: bool, dtype: str) -> PretrainConfi
         c,
         validate_every=c.validate_every or min(250, math.ceil(steps / 4)),
     )
+
+
+def warmdown_ratio(config: RunConfig, usual: float) -> float:
+    """Give the part in which the learning rate falls: as asked, or as usual beside a warmup."""
+    if config.warmdown_ratio is not None:
+        return config.warmdown_ratio
+    return min(usual, 1 - config.warmup_ratio)
 
 
 def check_rows(config: RunConfig, rows: int, most_workers: int) -> None:

@@ -14,14 +14,16 @@ from nanoray.rl.rollout import RolloutConfig
 from nanoray.stages.finetune_config import PROMPTS
 from nanoray.stages.pretrain_config import (
     batch_for,
-    check_divides,
     optimizer_config,
     schedule,
+    warmdown_ratio,
 )
 from nanoray.stages.training_job import Recipe
 from nanoray.train.checkpoint_name import SavedModel
 
 BLOCK_TOKENS = 16
+MOST_BETWEEN_VALIDATIONS = 60
+"""Steps. (nanochat 6.3)"""
 MOMENTUM = 0.95
 """Muon's, from the first step on. (nanochat 6.3)"""
 
@@ -122,27 +124,24 @@ class RLConfig(RunConfig):
 
 
 def decide(config: RLConfig, model: GPTConfig, *, on_gpu: bool, dtype: str) -> RLConfig:
-    """Fill in what was left open but the number of steps, which the questions decide.
-
-    Raises:
-        InputError: numbers that do not fit together.
-    """
+    """Fill in what was left open but the number of steps, which the questions decide."""
     c = config
+    # A rank's rows are filled up to whole batches: any number of rows in a batch will do.
     batch = c.device_batch_size or batch_for(model.num_layers, c.rows_per_step, on_gpu)
-    check_divides(batch, c.rows_per_step)
     return dataclasses.replace(
         c,
         dtype=c.dtype or dtype,
-        warmdown_ratio=1.0 if c.warmdown_ratio is None else c.warmdown_ratio,
+        warmdown_ratio=warmdown_ratio(c, 1.0),
         device_batch_size=batch,
-        validate_every=c.validate_every or 60,
     )
 
 
 def with_length(config: RLConfig, num_questions: int) -> RLConfig:
     """Decide how long the stage is."""
-    steps = max(1, int(config.epochs * num_questions) // config.examples_per_step)
-    return dataclasses.replace(config, num_steps=config.num_steps or steps)
+    asked = max(1, int(config.epochs * num_questions) // config.examples_per_step)
+    steps = config.num_steps or asked
+    every = config.validate_every or min(MOST_BETWEEN_VALIDATIONS, math.ceil(steps / 4))
+    return dataclasses.replace(config, num_steps=steps, validate_every=every)
 
 
 def recipe_of(config: RLConfig, start: SavedModel) -> Recipe:

@@ -33,6 +33,16 @@ def test_the_defaults_are_those_of_d34() -> None:
     assert asked == [*d34, *made_up]
 
 
+def test_a_warmup_takes_its_part_of_the_warmdown() -> None:
+    assert decided("sft", warmup_ratio=0.1).warmdown_ratio == 0.9
+    assert decided("midtrain", warmup_ratio=0.1).warmdown_ratio == 0.2
+    # As a later start reads it: the two are not more than the whole run.
+    again = FinetuneConfig(
+        warmup_ratio=0.7, warmdown_ratio=decided(warmup_ratio=0.7).warmdown_ratio
+    )
+    assert again.warmdown_ratio == pytest.approx(0.3)
+
+
 def test_own_conversations_stand_for_the_mixture_unless_one_is_given() -> None:
     assert decided(data="own.jsonl").mixture == "data"
     assert decided(data="own.jsonl", mixture="data*2,identity").mixture == "data*2,identity"

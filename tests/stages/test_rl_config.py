@@ -29,6 +29,22 @@ def test_the_length_is_that_of_the_epochs_unless_given() -> None:
     assert with_length(decided(num_steps=9), 160).num_steps == 9
 
 
+@pytest.mark.parametrize(("steps", "every"), [(10, 3), (1, 1), (467, 60), (240, 60), (120, 30)])
+def test_a_run_is_validated_four_times_and_at_least_every_60_steps(steps: int, every: int) -> None:
+    assert with_length(decided(num_steps=steps), 160).validate_every == every
+    assert with_length(decided(num_steps=steps, validate_every=7), 160).validate_every == 7
+
+
+def test_a_warmup_takes_its_part_of_the_warmdown() -> None:
+    assert decided(warmup_ratio=0.1).warmdown_ratio == 0.9
+    assert decided().warmdown_ratio == 1.0
+    assert decided(warmup_ratio=0.1, warmdown_ratio=0.2).warmdown_ratio == 0.2
+
+
+def test_rows_that_are_no_whole_batches_are_filled_up() -> None:
+    assert decided(device_batch_size=7).device_batch_size == 7
+
+
 def test_held_out_answers_are_drawn_alike_but_for_their_number() -> None:
     config = decided(num_samples=4, validation_samples=2, top_k=0)
 
@@ -52,7 +68,6 @@ def test_the_cache_of_an_engine_holds_at_least_one_whole_context() -> None:
         ({"max_staleness": 1}, "--max-staleness 1 needs --rollout-workers"),
         ({"rollout_workers": -1}, "--rollout-workers -1 is too small"),
         ({"examples_per_step": 0}, "--examples-per-step 0 is too small"),
-        ({"device_batch_size": 7}, "does not divide the 256 rows"),
         ({"lr_fraction": 0.0}, "--lr-fraction 0 must be above 0"),
     ],
 )
