@@ -68,13 +68,20 @@ class Rollouts:
         self.version = version
 
     def collect(
-        self, task: Task, questions: Sequence[int], *, step: int, policy_version: int
+        self,
+        task: Task,
+        questions: Sequence[int],
+        *,
+        step: int,
+        policy_version: int,
+        repeats: Sequence[int] = (),
     ) -> list[list[Trajectory]]:
         """Draw a group of answers to each question, and grade them.
 
         The tokens of a group follow from weights, config, step and question; the other questions
         can change its log-probabilities in the last bits, by the shape of the batch. The same call
-        gives the same bits, whatever the engine did before.
+        gives the same bits, whatever the engine did before. A question that the step has asked
+        before, so many times as `repeats` says of each, is drawn anew.
 
         Returns:
             For each question, in their order, its samples, in theirs.
@@ -90,9 +97,11 @@ class Rollouts:
         prompts = [self.prompt(task, question) for question in questions]
         # A cached prompt would be computed in pieces of another shape, and rounded otherwise.
         self.engine.blocks.forget_all()
+        asked = zip(questions, repeats or [0] * len(questions), strict=True)
+        places = [(step, question, repeat) for question, repeat in asked]
         requests = [
-            self.engine.add(prompt, self._params(prompt, step, question))
-            for prompt, question in zip(prompts, questions, strict=True)
+            self.engine.add(prompt, self._params(prompt, question_seed(self.config.seed, *place)))
+            for prompt, place in zip(prompts, places, strict=True)
         ]
         drawn: dict[tuple[int, int], list[TokenOutput]] = defaultdict(list)
         while self.engine.has_work:
@@ -126,14 +135,14 @@ class Rollouts:
             )
         return prompt
 
-    def _params(self, prompt: list[int], step: int, question: int) -> SamplingParams:
+    def _params(self, prompt: list[int], seed: int) -> SamplingParams:
         """Say how the answers to a question are drawn."""
         config = self.config
         return SamplingParams(
             max_tokens=min(config.max_new_tokens, self.engine.context_tokens - len(prompt)),
             temperature=config.temperature,
             top_k=config.top_k,
-            seed=question_seed(config.seed, step, question),
+            seed=seed,
             num_samples=config.num_samples,
             tools=True,
             num_logprobs=0,
@@ -162,9 +171,10 @@ class Rollouts:
         )
 
 
-def question_seed(seed: int, step: int, question: int) -> int:
+def question_seed(seed: int, step: int, question: int, repeat: int = 0) -> int:
     """Give the seed of one request, 64 bits; no worker, batch or restart has a part in it."""
-    digest = hashlib.blake2b(f"{seed} {step} {question}".encode(), digest_size=8).digest()
+    place = f"{seed} {step} {question}" + (f" {repeat}" if repeat else "")
+    digest = hashlib.blake2b(place.encode(), digest_size=8).digest()
     return int.from_bytes(digest)
 
 

@@ -150,7 +150,13 @@ class RolloutWorkers:
         self._newest = version, ray.put(pack(weights, self._dtype))
 
     def start(
-        self, questions: Sequence[int], *, step: int, version: int, is_held_out: bool = False
+        self,
+        questions: Sequence[int],
+        *,
+        step: int,
+        version: int,
+        is_held_out: bool = False,
+        repeats: Sequence[int] = (),
     ) -> PendingRollouts:
         """Let questions be answered with the newest weights; gives at once what `finish` needs.
 
@@ -159,6 +165,7 @@ class RolloutWorkers:
             step: decides the draws, together with the config's seed and each question.
             version: of the newest weights.
             is_held_out: the questions are those of `RolloutSource.held_out`.
+            repeats: how often the step has asked each question before; empty for never.
 
         Raises:
             ValueError: other weights were published last.
@@ -169,13 +176,12 @@ class RolloutWorkers:
             newest = "nothing" if self._newest is None else f"version {self._newest[0]}"
             raise ValueError(f"Version {version} was asked for, and {newest} was published last.")
         size, weights = self.part_size, self._newest[1]
-        parts = [
-            Part(
-                PartAsked(list(questions[first : first + size]), step, version, is_held_out),
-                weights,
-            )
-            for first in range(0, len(questions), size)
+        cuts = [slice(first, first + size) for first in range(0, len(questions), size)]
+        asked = [
+            PartAsked(list(questions[cut]), step, version, is_held_out, list(repeats[cut]))
+            for cut in cuts
         ]
+        parts = [Part(one, weights) for one in asked]
         with self._changed:
             if self._error is not None:
                 raise self._error

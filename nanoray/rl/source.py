@@ -27,6 +27,8 @@ class PartAsked:
     version: int
     is_held_out: bool = False
     """They are those of `RolloutSource.held_out`."""
+    repeats: Sequence[int] = ()
+    """How often the step has asked each of them before; empty where it has asked none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,13 @@ class RolloutSource:
             task, config = self.held_out
         rollouts = Rollouts(engine, config)
         rollouts.on_progress = on_progress
-        return rollouts.collect(task, part.questions, step=part.step, policy_version=part.version)
+        return rollouts.collect(
+            task,
+            part.questions,
+            step=part.step,
+            policy_version=part.version,
+            repeats=part.repeats,
+        )
 
 
 class Collector(Protocol):
@@ -73,7 +81,13 @@ class Collector(Protocol):
         ...
 
     def start(
-        self, questions: Sequence[int], *, step: int, version: int, is_held_out: bool = False
+        self,
+        questions: Sequence[int],
+        *,
+        step: int,
+        version: int,
+        is_held_out: bool = False,
+        repeats: Sequence[int] = (),
     ) -> Any:  # Any: what `finish` is given
         """Let questions be answered with the newest weights."""
         ...
@@ -96,10 +110,16 @@ class LocalRollouts:
         self.engine.load_weights(weights)
 
     def start(
-        self, questions: Sequence[int], *, step: int, version: int, is_held_out: bool = False
+        self,
+        questions: Sequence[int],
+        *,
+        step: int,
+        version: int,
+        is_held_out: bool = False,
+        repeats: Sequence[int] = (),
     ) -> Groups:
         """Answer the questions."""
-        part = PartAsked(list(questions), step, version, is_held_out)
+        part = PartAsked(list(questions), step, version, is_held_out, list(repeats))
         return self.source.collect(self.engine, part, lambda: self.on_progress())
 
     def finish(self, pending: Groups) -> Groups:

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,14 @@ class QuestionPlan:
         """Give the index in the task of the question at an absolute position."""
         epoch, index = divmod(position, self.num_questions)
         return int(permutation(self.seed, epoch, self.num_questions)[index])
+
+    def repeats(self, first_position: int, numbers: Sequence[int]) -> list[int]:
+        """Say how often the step that begins at a position has asked each group's question before.
+
+        It does so at all where there are fewer questions than groups, or where an epoch ends.
+        """
+        asked = [self.question(first_position + n) for n in range(self.groups_per_step)]
+        return [asked[:number].count(asked[number]) for number in numbers]
 
     def mine(self, world: World) -> list[int]:
         """Give the numbers within a step of the groups that a rank draws and learns from."""
@@ -71,7 +79,9 @@ def rollout_steps(
             later = step + len(ahead)
             first = position + len(ahead) * size
             questions = [plan.question(first + number) for number in mine]
-            ahead.append(Started(first, collector.start(questions, step=later, version=step)))
+            repeats = plan.repeats(first, mine)
+            pending = collector.start(questions, step=later, version=step, repeats=repeats)
+            ahead.append(Started(first, pending))
         started = ahead.popleft()
         groups = collector.finish(started.pending)
         rows = rows_of_groups(

@@ -162,6 +162,16 @@ def test_seeds_step_and_question_each_change_the_draws() -> None:
     assert question_seed(0, 1, 11) != question_seed(0, 11, 1)
 
 
+def test_a_question_that_is_asked_again_in_a_step_is_drawn_anew() -> None:
+    rollouts = make_rollouts(random_model())
+
+    first, again = rollouts.collect(ToyTask(), [0, 0], step=1, policy_version=9, repeats=[0, 1])
+
+    [alone] = collect(rollouts, [0])
+    assert [written(t) for t in first] == [written(t) for t in alone]
+    assert [written(t) for t in first] != [written(t) for t in again]
+
+
 TOOL_SCRIPT = [
     SPECIAL["<|assistant_start|>"],
     *(ord("A"), SPECIAL["<|python_start|>"], ord("3"), ord("*"), ord("4")),

@@ -82,6 +82,28 @@ def test_every_question_comes_once_in_an_epoch_and_the_next_one_has_another_orde
     assert first != second
 
 
+def test_a_question_that_a_step_asks_again_has_other_answers() -> None:
+    few = QuestionPlan(num_questions=2, seed=3, groups_per_step=5)
+    numbers = [0, 2, 4]  # of one of two ranks
+
+    questions = [few.question(number) for number in range(5)]
+    repeats = few.repeats(0, range(5))
+    assert sorted(zip(questions, repeats, strict=True)) in (
+        [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)],
+        [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)],
+    )
+    assert few.repeats(0, numbers) == [repeats[number] for number in numbers]
+    assert PLAN.repeats(0, range(4)) == [0] * 4
+
+    state = state_of_seed()
+    collector = LocalRollouts(source(), torch.device("cpu"))
+    steps = rollout_steps(
+        collector, few, WORLD, state, max_staleness=0, padding_id=TOKENIZER.bos_id
+    )
+    digests = next(steps).record[:, 3].view(5, 8)  # (groups, samples)
+    assert len({tuple(group.tolist()) for group in digests}) == 5
+
+
 def test_ranks_share_the_groups_of_a_step() -> None:
     shares = [PLAN.mine(GroupWorld(rank, 3)) for rank in range(3)]
 
