@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nanoray.cluster import connection
-from nanoray.config import RunConfig, flag, require_positive, to_json
+from nanoray.config import DataError, RunConfig, flag, require_positive, to_json
+from nanoray.data.datasets import DATASETS
+from nanoray.data.manifest import Manifest, check_unchanged, find_shards
 from nanoray.goodput import paid_seconds, read_account
 from nanoray.ops.pipeline_page import StageFacts, write_page
 from nanoray.prices import dollars_per_hour
@@ -24,6 +26,7 @@ from nanoray.stages.pretrain_config import PretrainConfig
 from nanoray.stages.rl_config import RLConfig
 from nanoray.stages.start import changed_facts, source_of, sources_now, with_absolute_sources
 from nanoray.storage import RunFolder, StageFolder, read_json
+from nanoray.text.tokenizer_file import load_tokenizer
 from nanoray.train.checkpoint_name import STAGES, SavedModel, find_steps
 
 logger = logging.getLogger(__name__)
@@ -190,14 +193,41 @@ def differences(stage: str, config: RunConfig, run: RunFolder) -> str:
         asked |= {"from_": start.name} if named else {}
     changed = [flag(name) for name, value in asked.items() if saved.get(name) != value]
     if start is None:
-        data = getattr(config, "data", None)
-        own = {data, connection.absolute_address(data)} if data else {saved.get("data")}
-        return " and ".join(changed + ([] if saved.get("data") in own else ["--data"]))
+        assert isinstance(config, PretrainConfig), "the first stage"
+        return " and ".join(changed + other_inputs(folder, config, saved.get("data")))
     # The hash stands beside the weights: they are read and verified by the stage that needs them.
     given = with_absolute_sources(config)
     sources = sources_now(folder, given, given)
     facts = {"from": start.name, "weights": start.weights_hash(), "sources": sources}
     return " and ".join(changed + changed_facts(folder, facts))
+
+
+def other_inputs(folder: StageFolder, config: PretrainConfig, began_with: str | None) -> list[str]:
+    """Name what pretraining read and is not any more; data that are gone are not compared."""
+    changed, run = list[str](), folder.run
+    if config.tokenizer is not None and run.fs.exists(run.tokenizer_file):
+        named = load_tokenizer(connection.absolute_address(config.tokenizer))
+        if named.hash != load_tokenizer(run.tokenizer_address).hash:
+            changed.append("--tokenizer")
+    data = config.data
+    if data and began_with not in (data, connection.absolute_address(data)):
+        return [*changed, "--data"]
+    saved = read_json(folder.fs, folder.path("manifest.json"))
+    if saved is None:
+        return changed
+    manifest = Manifest.from_json(saved)
+    is_named = data is None or data in DATASETS
+    address = manifest.root if is_named else connection.absolute_address(str(data))
+    try:
+        find_shards(address)
+    except DataError:
+        logger.warning("%s was trained on %s, and no text is there now", folder, address)
+        return changed
+    try:
+        check_unchanged(manifest, address)
+    except DataError:
+        changed.append("contents of --data")
+    return changed
 
 
 def newest_of(run: RunFolder, name: str) -> tuple[StageFolder, int]:

@@ -5,14 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from nanoray.config import to_json
+from nanoray.data.manifest import make_manifest
 from nanoray.ops.pipeline import PipelineConfig, differences, run_once, stage_config
 from nanoray.stages.finetune_config import FinetuneConfig
 from nanoray.stages.pretrain_config import PretrainConfig
 from nanoray.stages.start import keep_start, open_later_stage
-from nanoray.storage import RunFolder
+from nanoray.storage import RunFolder, write_json
+from nanoray.text.tokenizer import Tokenizer
+from nanoray.text.tokenizer_file import save_tokenizer
 from tests.running import TINY, Cluster, kill_job, run_job, small_corpus, start_job, wait_for_step
 from tests.saved_model import save_model
 from tests.stages.chats import FLAGS, save_base
@@ -193,6 +198,48 @@ def test_a_stage_that_has_changed_begins_afresh_and_pretraining_never_does(tmp_p
     run_once("pretrain", PretrainConfig(depth=2), run, train)
 
     assert [config.fresh for config in given] == [True, True, False]
+
+
+def pretrained(storage: Path, data: Path) -> RunFolder:
+    """Write what a finished pretraining leaves of its inputs."""
+    save_base(storage, "r")
+    run = RunFolder(str(storage), "r")
+    stage = run.stage("pretrain")
+    stage.write_config(to_json(PretrainConfig(data=str(data))))
+    manifest = make_manifest(str(data), "text")
+    write_json(run.fs, stage.path("manifest.json"), manifest.to_json())
+    return run
+
+
+def write_text(path: Path, text: str) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"text": [text] * 9}), path)
+    return path.parent
+
+
+def test_pretraining_is_not_done_from_files_that_were_replaced(tmp_path: Path) -> None:
+    data = write_text(tmp_path / "data/a.parquet", "one")
+    run = pretrained(tmp_path, data)
+    config = PretrainConfig(data=str(data))
+    assert differences("pretrain", config, run) == differences("pretrain", PretrainConfig(), run)
+    assert differences("pretrain", config, run) == ""
+
+    write_text(data / "b.parquet", "more")  # data of a later run
+    assert differences("pretrain", config, run) == ""
+    write_text(data / "a.parquet", "others")
+    assert differences("pretrain", config, run) == "contents of --data"
+    data.rename(tmp_path / "gone")  # to save room, once they are not needed any more
+    assert differences("pretrain", config, run) == ""
+
+
+def test_pretraining_is_not_done_with_another_tokenizer(tmp_path: Path) -> None:
+    run = pretrained(tmp_path, write_text(tmp_path / "data/a.parquet", "one"))
+    other = str(tmp_path / "tokenizer.json")
+    save_tokenizer(Tokenizer([(104, 105)]), other)
+
+    own = PretrainConfig(tokenizer=run.tokenizer_file)
+    assert differences("pretrain", own, run) == ""
+    assert differences("pretrain", PretrainConfig(tokenizer=other), run) == "--tokenizer"
 
 
 def test_a_stage_whose_folder_was_deleted_is_made_again(tmp_path: Path) -> None:
