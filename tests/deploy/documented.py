@@ -1,10 +1,18 @@
 """The commands that the documents show, as a reader would type them."""
 
 import re
+import runpy
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+import yaml
+
+from nanoray import config
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
@@ -35,10 +43,15 @@ class Command:
     @property
     def arguments_of_a_job(self) -> tuple[str, ...] | None:
         """What follows `python`, where a job is called, by itself or through `ray job submit`."""
-        for at, word in enumerate(self.words[:-1]):
-            if word == "python" and self.words[at + 1].startswith("jobs/"):
-                return self.words[at + 1 :]
-        return None
+        return arguments_of_a_job(self.words)
+
+
+def arguments_of_a_job(words: Sequence[str]) -> tuple[str, ...] | None:
+    """Give what follows `python` where a job is called, the job itself first."""
+    for at, word in enumerate(words[:-1]):
+        if word == "python" and words[at + 1].startswith("jobs/"):
+            return tuple(words[at + 1 :])
+    return None
 
 
 def documented_commands() -> list[Command]:
@@ -60,3 +73,27 @@ def split_assignments(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Give the variables that are set before a command, and the command."""
     at = next(i for i, word in enumerate(words) if "=" not in word)
     return dict(word.split("=", 1) for word in words[:at]), list(words[at:])
+
+
+def entrypoints() -> dict[str, str]:
+    """Read what each job of deploy/kuberay runs, by the name of its file."""
+    return {
+        file.name: document["spec"]["entrypoint"]
+        for file in sorted((ROOT / "deploy" / "kuberay").glob("*.yaml"))
+        for document in yaml.safe_load_all(file.read_text())
+        if document and document["kind"] == "RayJob"
+    }
+
+
+def parse_as_its_job(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> object:
+    """Parse the flags of a job's command as the job itself does; SystemExit if it takes them not.
+
+    Args:
+        arguments: the job's file and its flags.
+        monkeypatch: keeps the job from running.
+    """
+    job, *flags = arguments
+    asked: list[Any] = []  # Any: a dataclass or a union of them
+    monkeypatch.setattr(config, "run_job", lambda cls, _: asked.append(cls))
+    runpy.run_path(str(ROOT / job), run_name="__main__")
+    return tyro.cli(asked[0], args=flags, config=(tyro.conf.FlagCreatePairsOff,))

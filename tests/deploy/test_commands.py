@@ -1,13 +1,17 @@
-"""Every command in the documents is one that the jobs understand."""
+"""Every command in the documents, and of a manifest, is one that the jobs understand."""
 
-import runpy
-from typing import Any
+import shlex
 
 import pytest
-import tyro
 
-from nanoray import config
-from tests.deploy.documented import ROOT, Command, documented_commands, split_assignments
+from tests.deploy.documented import (
+    Command,
+    arguments_of_a_job,
+    documented_commands,
+    entrypoints,
+    parse_as_its_job,
+    split_assignments,
+)
 from tests.deploy.story import CLIENTS, ELSEWHERE, SERVERS, STORY, SUBMITTED
 
 OURS = [c for c in documented_commands() if c.arguments_of_a_job is not None]
@@ -17,15 +21,24 @@ OURS = [c for c in documented_commands() if c.arguments_of_a_job is not None]
 def test_a_job_takes_the_flags_that_a_document_gives_it(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, *flags = command.arguments_of_a_job or ()
     for name, value in split_assignments(command.words)[0].items():
         monkeypatch.setenv(name, value)
-    asked: list[Any] = []  # Any: a dataclass or a union of them
-    monkeypatch.setattr(config, "run_job", lambda cls, _: asked.append(cls))
 
-    runpy.run_path(str(ROOT / job), run_name="__main__")
+    assert parse_as_its_job(command.arguments_of_a_job or (), monkeypatch) is not None
 
-    assert tyro.cli(asked[0], args=flags, config=(tyro.conf.FlagCreatePairsOff,)) is not None
+
+@pytest.mark.parametrize("file", entrypoints())
+def test_a_job_takes_the_flags_that_a_manifest_gives_it(
+    file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = arguments_of_a_job(shlex.split(entrypoints()[file]))
+
+    assert arguments is not None
+    assert parse_as_its_job(arguments, monkeypatch) is not None
+
+
+def test_every_job_among_the_manifests_is_looked_at() -> None:
+    assert len(entrypoints()) == 6
 
 
 def test_every_command_that_can_run_here_is_run_or_says_where() -> None:
