@@ -44,7 +44,9 @@ steps=()
 end_steps() { [ ${#steps[@]} -eq 0 ] || kill "${steps[@]}" 2>/dev/null || true; wait; }
 trap end_steps EXIT
 
-RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000 RAY_health_check_failure_threshold=5 \
+# How soon a node is given up: docs/runbook.md.
+RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000 \
+    RAY_health_check_timeout_ms=2000 RAY_health_check_failure_threshold=3 \
     srun --nodes=1 --ntasks=1 --nodelist="$head" \
     ray start --head --node-ip-address="$head_ip" --port="$port" \
     --dashboard-host=127.0.0.1 --dashboard-port="$dashboard_port" "${resources[@]}" &

@@ -17,7 +17,7 @@ HEALTH_CHECKS = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
 }
-"""A node that does not answer is given up after some seconds, as docs/runbook.md recommends."""
+"""A node that answers nothing is given up after 9 s, as docs/runbook.md recommends."""
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
 """Where Ray notes the cluster that other commands of this machine are to find."""
 

@@ -7,12 +7,12 @@ import jsonschema
 from ray._private.label_utils import validate_node_label_syntax
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from nanoray.ops.local_cluster import HEALTH_CHECKS
+
 Config = dict[str, Any]  # Any: YAML
 
 TOKEN = "~/.ray/auth_token"
 LOOPBACK = "127.0.0.1"
-CHECKS = ("initial_delay_ms", "period_ms", "failure_threshold")
-"""Settings that decide how soon a dead node is noticed."""
 
 
 def problems(config: Config) -> list[str]:
@@ -105,7 +105,8 @@ def start_problems(config: Config) -> list[str]:
         found.append("the head is started with CPUs or GPUs")
     if "--autoscaling-config=~/ray_bootstrap_config.yaml" not in options:
         found.append("nothing starts workers")
-    if not all(f"RAY_health_check_{check}=" in before for check in CHECKS):
+    words = before.split()
+    if not all(f"{setting}={value}" in words for setting, value in HEALTH_CHECKS.items()):
         found.append("a dead node is noticed late")
     return found
 

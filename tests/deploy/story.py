@@ -188,7 +188,8 @@ ELSEWHERE = {
     "ray start --head": "tests/heads.py, with ports of its own",
     "ray start --head --dashboard-host=127.0.0.1": "tests/heads.py, with ports of its own",
     "RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000 "
-    "RAY_health_check_failure_threshold=5 ray start --head": "tests/faults/test_autoscaling.py",
+    "RAY_health_check_timeout_ms=2000 RAY_health_check_failure_threshold=3 "
+    "ray start --head": "tests/faults/test_autoscaling.py",
     "ray stop": "would end the Ray of everybody on this machine",
     "ray get-auth-token --generate '>' /dev/null": "tests/deploy/test_scripts.py, likewise",
     "chmod 600 '~/.ray/auth_token'": "a shell's own",

@@ -83,6 +83,10 @@ MUTATIONS: dict[str, tuple[Callable[[Config], object], str]] = {
         lambda c: in_start(c, "head", "RAY_health_check_period_ms=1000", ""),
         "a dead node is noticed late",
     ),
+    "patient health checks": (
+        lambda c: in_start(c, "head", "check_timeout_ms=2000", "check_timeout_ms=20000"),
+        "a dead node is noticed late",
+    ),
     "the whole checkout": (
         lambda c: c["file_mounts"].update({"~/nanoray": "."}),
         "something else than the code is sent, or not all of it",
