@@ -13,6 +13,8 @@ Config = dict[str, Any]  # Any: YAML
 
 TOKEN = "~/.ray/auth_token"
 LOOPBACK = "127.0.0.1"
+DISKS = ("pd-balanced", "pd-ssd")
+"""Kinds of persistent disk that A3 takes (Google's page of its machine types)."""
 
 
 def problems(config: Config) -> list[str]:
@@ -24,6 +26,7 @@ def problems(config: Config) -> list[str]:
     return [
         *head_problems(config),
         *worker_problems(config),
+        *disk_problems(config),
         *start_problems(config),
         *upload_problems(config),
     ]
@@ -77,6 +80,23 @@ def worker_problems(config: Config) -> list[str]:
     if not 1 <= config["idle_timeout_minutes"] <= 30:
         found.append("idle nodes stay too long, or not long enough for the next stage")
     return found
+
+
+def disk_problems(config: Config) -> list[str]:
+    """Check that a disk on Google Cloud is of a type that A3 takes, in the zone of the nodes.
+
+    Without a type Compute makes a pd-standard, which A3 refuses.
+    """
+    if config["provider"]["type"] != "gcp":
+        return []
+    zone = config["provider"]["availability_zone"]
+    return [
+        f"{name} has a disk of no type that A3 takes in {zone}"
+        for name, each in config["available_node_types"].items()
+        for disk in each["node_config"]["disks"]
+        if disk["initializeParams"].get("diskType")
+        not in {f"zones/{zone}/diskTypes/{kind}" for kind in DISKS}
+    ]
 
 
 def start_problems(config: Config) -> list[str]:

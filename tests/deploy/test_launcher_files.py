@@ -118,6 +118,17 @@ def test_a_planted_mistake_is_found(name: str, mutation: str):
     assert expected in found
 
 
+@pytest.mark.parametrize("kind", [None, "pd-standard", "local-ssd"])
+def test_a_disk_that_a3_does_not_take_is_found(kind: str | None):
+    config = load("deploy/gcp.yaml")
+    disk = types(config)[1]["h100"]["node_config"]["disks"][0]["initializeParams"]
+    disk.pop("diskType", None)
+    if kind is not None:
+        disk["diskType"] = f"zones/us-central1-a/diskTypes/{kind}"
+
+    assert problems(config) == ["h100 has a disk of no type that A3 takes in us-central1-a"]
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_head_on_spot_is_found(name: str):
     config = load(name)
