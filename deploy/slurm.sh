@@ -11,7 +11,7 @@
 #
 # A Ray cluster on the nodes of one Slurm job, and one job of nanoray on it:
 #
-#   sbatch --nodes=4 deploy/slurm.sh python jobs/pretrain.py --run d34 --depth 34
+#   sbatch --nodes=4 deploy/slurm.sh python jobs/pretrain.py --run d34 --depth 34 --data fineweb-edu --tokens-per-param 40
 #
 # Submit it from the checkout, which lies on a filesystem that all nodes see, with .venv made by `make setup`. The same
 # command goes on where an earlier one stopped: at its time limit, by a lost node, or by scancel.

@@ -1,6 +1,6 @@
 """Look at a cluster, and at the run that is meant for it, before it starts.
 
-    python jobs/doctor.py --run d34 --depth 34 --data fineweb-edu
+    python jobs/doctor.py --run d34 --depth 34 --data fineweb-edu --tokens-per-param 40
     python jobs/doctor.py --quick --json
 
 The flags are those of jobs/pretrain.py. Exit code 1 says that something failed.

@@ -2,7 +2,7 @@
 
     python jobs/pipeline.py --run demo
     ray job submit --working-dir . -- python jobs/pipeline.py --depth 34
-    --pretrain.tokens-per-param 40
+    --pretrain.data fineweb-edu --pretrain.tokens-per-param 40
 
 The same command skips what is done and goes on with what is half done.
 """

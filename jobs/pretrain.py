@@ -2,7 +2,7 @@
 
     python jobs/pretrain.py --run demo
     ray job submit --working-dir . -- python jobs/pretrain.py --run d34 --depth 34
-    --tokens-per-param 40
+    --data fineweb-edu --tokens-per-param 40
 
 The same command goes on where an earlier start of the run stopped.
 """

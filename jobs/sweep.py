@@ -1,7 +1,8 @@
 """Train many small models over depth and length, to know what a large one will be like.
 
     python jobs/sweep.py --run sweep --depths 4,6,8 --ratios 5,10,20,40
-    ray job submit --working-dir . -- python jobs/sweep.py --depths 10,12,14,16 --flops 1e18,2e18
+    ray job submit --working-dir . -- python jobs/sweep.py --data fineweb-edu
+    --depths 10,12,14,16 --flops 1e18,2e18
     python jobs/sweep.py --compare sweep sweep-with-an-idea
 
 The same command goes on where an earlier start stopped; with more depths or lengths, only those are

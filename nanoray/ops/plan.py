@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import tyro
 
 from nanoray.config import InputError, flag, worker_range
-from nanoray.data.datasets import BYTES_PER_TOKEN, DATASETS, shards_for
+from nanoray.credentials import without_secrets
+from nanoray.data.datasets import BYTES_PER_TOKEN, DATASETS, EMBEDDED, shards_for
+from nanoray.data.manifest import make_manifest
 from nanoray.model.memory import memory_per_gpu
 from nanoray.model.scaling import flops_per_token, gpu_peak_flops, num_parameters
 from nanoray.ops.communication import (
@@ -104,7 +106,8 @@ def plan_facts(run: PretrainConfig, config: PlanConfig, peak: float) -> dict[str
     seconds = length.flops / (config.mfu * peak * workers)
     lr = rates(run, model)
     dataset = run.data if run.data in DATASETS else DEFAULT_DATASET
-    shards = shards_for(DATASETS[dataset], length.tokens * BYTES_PER_TOKEN)
+    text_bytes = length.tokens * BYTES_PER_TOKEN
+    shards = shards_for(DATASETS[dataset], text_bytes)
     return {
         "depth": model.num_layers,
         "model_dim": model.model_dim,
@@ -134,9 +137,13 @@ def plan_facts(run: PretrainConfig, config: PlanConfig, peak: float) -> dict[str
         "seconds_per_step": seconds / length.num_steps,
         "hours": seconds / 3600,
         "dollars": seconds / 3600 * workers * price_of(run, config),
+        "dollars_per_gpu_hour": price_of(run, config),
         "dataset": dataset,
         "data_shards": len(shards),
         "data_bytes": len(shards) * DATASETS[dataset].file_bytes_per_shard,
+        "data": run.data,
+        "text_bytes": text_bytes,
+        "embedded_times_read": None if run.data else text_bytes / embedded_bytes(),
     }
 
 
@@ -168,6 +175,30 @@ def plan_on_nodes(
     return {**plan_facts(run, config, peak), "communication": told}
 
 
+def embedded_bytes() -> int:
+    """Give the size of the text that comes with nanoray, without its part for validation."""
+    manifest = make_manifest(EMBEDDED, "text")
+    return sum(s.num_bytes for s in manifest.shards if s.path != manifest.validation_shard)
+
+
+def data_text(facts: dict[str, Any]) -> str:  # Any: JSON
+    """Say what the run would read, and how much of a public dataset that is."""
+    shards = f"{facts['data_shards']:,} shards of {facts['dataset']}"
+    size = f"{facts['data_bytes'] / 1e9:.3g} GB"
+    if facts["data"] == facts["dataset"]:
+        return f"{shards}, {size}"
+    if facts["data"] is None:
+        times = facts["embedded_times_read"]
+        return (
+            f"the texts that come with nanoray, read {times:,.{1 if times < 10 else 0}f} times; "
+            f"--data {facts['dataset']} gives other text: {shards}, {size}"
+        )
+    return (
+        f"{without_secrets(facts['data'])}: {facts['text_bytes'] / 1e9:.3g} GB of text, as much as "
+        f"{shards} have"
+    )
+
+
 def as_text(facts: dict[str, Any]) -> str:  # Any: JSON
     """Write the plan for a person."""
     memory = facts["memory_per_gpu_bytes"]
@@ -192,11 +223,12 @@ memory     per GPU, at the peak of a step (estimated):
 {parts}
 disk       {facts["checkpoint_bytes"] / 1e9:.1f} GB per checkpoint, \
 {facts["checkpoints_kept_bytes"] / 1e9:.1f} GB for those kept, one every {saved}
-data       {facts["data_shards"]:,} shards of {facts["dataset"]}, {facts["data_bytes"] / 1e9:.0f} GB
+data       {data_text(facts)}
 time       {duration(facts["hours"] * 3600)} at {100 * facts["mfu"]:.1f} % MFU on \
 {facts["num_workers"]} {facts["gpu"]}: {facts["tokens_per_second"]:,.0f} tokens/s, \
 {facts["seconds_per_step"]:.3g} s per step
-cost       ${facts["dollars"]:,.0f}"""
+cost       ${facts["dollars"]:,.0f} at ${facts["dollars_per_gpu_hour"]:.2f} per GPU-hour \
+(--dollars-per-gpu-hour)"""
     if "communication" not in facts:
         return text
     return f"{text}\n{communication_text(facts['communication'], facts['mfu'])}"

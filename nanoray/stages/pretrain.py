@@ -46,6 +46,9 @@ from nanoray.text.tokenizer_file import load_tokenizer, save_tokenizer
 logger = logging.getLogger(__name__)
 
 STAGE = "pretrain"
+MANY_TIMES_READ = 10
+"""Text that is repeated 4 times teaches almost as if it were new, 40 times hardly anything more
+(Muennighoff et al. 2023, arXiv:2305.16264)."""
 UNITS_LOOKED_AT = 64
 SURELY_A_ROW = 64
 """Bytes of text per token of a row; none of a vocabulary has so many in the mean."""
@@ -277,12 +280,24 @@ def describe(job: TrainingJob, config: PretrainConfig) -> None:
         config.dtype,
     )
     text = sum(unit.num_bytes for unit in feed.plan.units)
+    times_read = plan.tokens * feed.bytes_per_token / text
     logger.info(
         "data: %d units, %.1f MB of text, %.2f bytes per token, %.2f epochs, packed %s",
         len(feed.plan.units),
         text / 1e6,
         feed.bytes_per_token,
-        plan.tokens * feed.bytes_per_token / text,
+        times_read,
         config.packing,
     )
+    if times_read > MANY_TIMES_READ:
+        logger.warning("%s", told_of_repetition(times_read, text))
     describe_workers(job)
+
+
+def told_of_repetition(times_read: float, text_bytes: float) -> str:
+    """Say that a run reads the same text so often that it learns little from most of it."""
+    return (
+        f"the run reads its {text_bytes / 1e6:,.1f} MB of text {times_read:,.0f} times, and after "
+        "some 4 times a model learns ever less from the same. Give --data fineweb-edu, or more "
+        "text of your own, or make the run shorter."
+    )

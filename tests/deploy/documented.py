@@ -1,5 +1,6 @@
 """The commands that the documents show, as a reader would type them."""
 
+import ast
 import re
 import runpy
 import shlex
@@ -83,6 +84,18 @@ def entrypoints() -> dict[str, str]:
         for document in yaml.safe_load_all(file.read_text())
         if document and document["kind"] == "RayJob"
     }
+
+
+def commands_of_docstrings() -> list[tuple[str, ...]]:
+    """Read what the jobs' docstrings show: each job's file and its flags, also over two lines."""
+    found: list[tuple[str, ...]] = []
+    for job in sorted((ROOT / "jobs").glob("*.py")):
+        text = (ast.get_docstring(ast.parse(job.read_text())) or "").partition("\n")[2]
+        for line in re.sub(r"\n *(?=--)", " ", text).splitlines():
+            arguments = arguments_of_a_job(shlex.split(line, comments=True))
+            if arguments is not None:
+                found.append(arguments)
+    return found
 
 
 def parse_as_its_job(arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> object:

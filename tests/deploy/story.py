@@ -42,7 +42,7 @@ PIPELINE = " ".join(
     (
         "--run p --depth 1 --eval-tasks core,identity --eval-max-per-task 4",
         "--eval-bundle {bundle} --words embedded",
-        prefixed("pretrain", f"{MODEL} --num-steps 8"),
+        prefixed("pretrain", f"{MODEL} --tokens-per-param 0.083"),
         prefixed("midtrain", f"{BATCH} --mixture identity=100,simplespelling=100 --num-steps 8"),
         prefixed("sft", f"{BATCH} --mixture identity=100,simplespelling=100 --num-steps 8"),
         prefixed("rl", f"--tasks identity {ROLLOUTS}"),
@@ -61,20 +61,22 @@ STORY = (
         tells="report: ",
     ),
     Step(
-        "python jobs/doctor.py --run d34 --depth 34 --data fineweb-edu",
-        f"--depth 1 {MODEL}",
+        "python jobs/doctor.py --run d34 --depth 34 --data fineweb-edu --tokens-per-param 40",
+        f"--depth 1 --tokens-per-param 0.5 {MODEL}",
         tells="tokenizer",
     ),
     Step(
-        "python jobs/doctor.py --run d34 --depth 34 --data fineweb-edu --quick",
-        f"--depth 1 {MODEL}",
+        "python jobs/doctor.py --run d34 --depth 34 --data fineweb-edu --tokens-per-param 40 "
+        "--quick",
+        f"--depth 1 --tokens-per-param 0.5 {MODEL}",
         tells="tokenizer",
     ),
     Step("python jobs/report.py d34", tells="d34"),
     Step(
-        "python jobs/pretrain.py --run d34 --depth 34 --core-every 5000",
-        f"--run core --depth 1 --num-steps 40 --core-every 20 --core-max-per-task 4 {MODEL} "
-        "--eval-bundle {bundle}",
+        "python jobs/pretrain.py --run d34 --depth 34 --data fineweb-edu --tokens-per-param 40 "
+        "--core-every 5000",
+        f"--run core --depth 1 --tokens-per-param 0.41 --core-every 20 --core-max-per-task 4 "
+        f"{MODEL} --eval-bundle {{bundle}}",
         tells="step 40: CORE",
     ),
     Step("python jobs/midtrain.py --run d34", f"{BATCH} {LESSONS}"),
@@ -85,7 +87,11 @@ STORY = (
         f"{BATCH} --num-steps 8",
     ),
     Step("python jobs/rl.py --run d34 --tasks gsm8k", f"{ROLLOUTS} --hub-dir {{hub}}"),
-    Step("python jobs/pipeline.py --depth 34", PIPELINE),
+    Step(
+        "python jobs/pipeline.py --depth 34 --pretrain.data fineweb-edu "
+        "--pretrain.tokens-per-param 40",
+        PIPELINE,
+    ),
     Step("python jobs/evaluate.py --run d34 --tasks core,chat", QUESTIONS, tells="ChatCORE"),
     Step(
         "python jobs/evaluate.py --run d34 --tasks hellaswag,gsm8k --max-per-task 500",
@@ -109,12 +115,14 @@ STORY = (
         tells="GSM8K",
     ),
     Step(
-        "python jobs/sweep.py --run small --depths 10,12,14,16 --ratios 5,10,20,40 --branch",
+        "python jobs/sweep.py --run small --data fineweb-edu --depths 10,12,14,16 "
+        "--ratios 5,10,20,40 --branch",
         f"--depths 1,2,3 --ratios 0.1,0.2,0.4 {MODEL}",
         tells="forecast: python jobs/forecast.py small",
     ),
     Step(
-        "python jobs/sweep.py --run idea --depths 10,12,14 --ratios 10,20 --matrix-lr 0.03",
+        "python jobs/sweep.py --run idea --data fineweb-edu --depths 10,12,14 --ratios 10,20 "
+        "--matrix-lr 0.03",
         f"--depths 1,2 --ratios 0.1,0.2 {MODEL} --core --core-max-per-task 4 "
         "--eval-bundle {bundle}",
         tells="CORE",
@@ -196,7 +204,8 @@ ELSEWHERE = {
     "python jobs/data.py --data fineweb-edu --depth 34 --tokens-per-param 40": "needs the network; "
     "tests/ops/test_fetch.py has a hub of its own",
     "ray job submit --working-dir . -- python jobs/pretrain.py --run d34 --depth 34 "
-    "--storage s3://bucket/runs": "tests/stages/test_object_store.py",
+    "--data fineweb-edu --tokens-per-param 40 --storage s3://bucket/runs": "tests/stages/"
+    "test_object_store.py",
     "python jobs/chaos.py --faults worker node --seeds 5": "tests/faults/test_chaos.py",
     "python jobs/chaos.py --faults worker freeze driver node --seeds 5": "tests/faults/"
     "test_chaos.py",

@@ -88,7 +88,34 @@ def test_the_section_of_the_document_is_what_is_printed() -> None:
 
 def test_without_nodes_nothing_is_said_of_communication() -> None:
     assert "communication" not in json.loads(plan(PlanConfig(pretrain=D34, json=True)))
-    assert plan(PlanConfig(pretrain=D34)).splitlines()[-1] == "cost       $2,249"
+    last = plan(PlanConfig(pretrain=D34)).splitlines()[-1]
+    assert last == "cost       $2,249 at $3.00 per GPU-hour (--dollars-per-gpu-hour)"
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        ("fineweb-edu", "data       1,704 shards of fineweb-edu, 170 GB"),
+        (
+            None,
+            "data       the texts that come with nanoray, read 24,051 times; "
+            "--data fineweb-edu gives other text: 1,704 shards of fineweb-edu, 170 GB",
+        ),
+        (
+            "s3://bucket/text",
+            "data       s3://bucket/text: 426 GB of text, as much as 1,704 shards of fineweb-edu "
+            "have",
+        ),
+    ],
+)
+def test_the_data_are_those_that_the_flags_mean(data: str | None, told: str) -> None:
+    assert told in plan(PlanConfig(pretrain=replace(D34, data=data))).splitlines()
+
+
+def test_the_price_is_told_with_the_cost_that_it_makes() -> None:
+    text = plan(PlanConfig(pretrain=replace(D34, dollars_per_gpu_hour=6.9)))
+
+    assert "cost       $5,172 at $6.90 per GPU-hour (--dollars-per-gpu-hour)" in text
 
 
 def test_a_slower_network_costs_efficiency() -> None:

@@ -14,7 +14,7 @@ import pytest
 from nanoray.config import DataError
 from nanoray.data.manifest import Manifest, make_manifest
 from nanoray.data.plan import DataPlan
-from nanoray.stages.pretrain import check_gives_rows
+from nanoray.stages.pretrain import check_gives_rows, told_of_repetition
 from nanoray.text.tokenizer import Tokenizer
 from tests.data.shards import write_shard
 from tests.driver import connected
@@ -230,6 +230,13 @@ def test_files_too_short_for_a_row_are_told(
     with pytest.raises(DataError, match=f"the files {which} are too short, each by itself"):
         check_gives_rows(plan_over(manifest, 256))
     check_gives_rows(plan_over(manifest, 8))
+
+
+def test_a_run_that_reads_its_text_often_is_told_of_more_text():
+    told = told_of_repetition(21_661.4, 19.66e6)
+
+    assert told.startswith("the run reads its 19.7 MB of text 21,661 times")
+    assert "--data fineweb-edu" in told
 
 
 def plan_over(manifest: Manifest, T: int) -> DataPlan:
