@@ -53,6 +53,7 @@ from nanoray.stages.pretrain_config import (
     PretrainConfig,
     check_rows,
     checkpoint_bytes,
+    most_checkpoints,
     rows_per_step,
 )
 from nanoray.stages.stage_driver import most_waiting
@@ -364,6 +365,6 @@ def saving_of(run: MeantRun | None) -> Saving | None:
     return Saving(
         checkpoint_bytes=checkpoint_bytes(model),
         weights_bytes=4 * num_parameters(model),
-        num_kept=config.keep_last + 1 + waiting,
+        num_kept=most_checkpoints(config, run.recipe.schedule.num_steps, waiting),
         interval_seconds=MOST_SECONDS if minutes is None else 60 * minutes,
     )

@@ -93,7 +93,8 @@ def check_storage_space(facts: Mapping[str, StorageFacts], saving: Saving | None
     need = saving.checkpoint_bytes * saving.num_kept
     found = f"{gb(free[least])} free as {least} sees it, {gb(need)} needed for checkpoints"
     if free[least] < need:
-        return failed("storage space", found, "Free some space, or lower --keep-last.")
+        remedy = "Free some space, lower --keep-last, or raise --keep-every."
+        return failed("storage space", found, remedy)
     if free[least] < 2 * need:
         return warning("storage space", found, "Free some space: logs and evaluations come too.")
     return ok("storage space", found)

@@ -31,6 +31,7 @@ from nanoray.stages.pretrain_config import (
     checkpoint_bytes,
     decide,
     model_config,
+    most_checkpoints,
     rates,
     rows_per_step,
 )
@@ -129,7 +130,7 @@ def plan_facts(run: PretrainConfig, config: PlanConfig, peak: float) -> dict[str
         "learning_rates": dataclasses.asdict(lr),
         "memory_per_gpu_bytes": {**dataclasses.asdict(memory), "total": memory.total},
         "checkpoint_bytes": checkpoint_bytes(model),
-        "checkpoints_kept_bytes": checkpoint_bytes(model) * (run.keep_last + 1),
+        "checkpoints_kept_bytes": checkpoint_bytes(model) * most_checkpoints(run, length.num_steps),
         "save_every": run.save_every,
         "gpu": config.gpu,
         "mfu": config.mfu,

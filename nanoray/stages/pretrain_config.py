@@ -228,6 +228,19 @@ def checkpoint_bytes(model: GPTConfig) -> int:
     return 4 * (2 * num_parameters(model) + embeddings)
 
 
+def most_checkpoints(config: RunConfig, num_steps: int, waiting: int = 0) -> int:
+    """Count the checkpoints that a stage has in its storage at most, while one more is written.
+
+    Args:
+        config: what is kept of those that are saved.
+        num_steps: length of the stage.
+        waiting: that are kept until they are evaluated.
+    """
+    multiples = num_steps // config.keep_every if config.keep_every else 0
+    asked_for = sum(step <= num_steps for step in set(config.save_at))
+    return config.keep_last + 1 + multiples + asked_for + waiting
+
+
 def rates(config: RunConfig, model: GPTConfig, fraction: float = 1.0) -> LearningRates:
     """Derive the learning rates; a stage after the first takes a fraction of them."""
     return learning_rates(

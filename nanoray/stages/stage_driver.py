@@ -28,7 +28,7 @@ from nanoray.goodput import paid_seconds, read_account
 from nanoray.prices import dollars_per_hour
 from nanoray.progress import RunDisplay
 from nanoray.stages.plan_feed import PlanFeed
-from nanoray.stages.pretrain_config import checkpoint_bytes
+from nanoray.stages.pretrain_config import checkpoint_bytes, most_checkpoints
 from nanoray.stages.training_job import Recipe, TrainingJob
 from nanoray.storage import StageFolder, with_patience, write_json
 from nanoray.train.checkpoint_files import committed_steps
@@ -86,7 +86,8 @@ def check_space(
     config: RunConfig, recipe: Recipe, folder: StageFolder, resources: connection.Resources
 ) -> None:
     """Raise a StorageError if the storage has no room for what the stage still adds to it."""
-    num_kept = config.keep_last + 1 + most_waiting(recipe, resources)
+    waiting = most_waiting(recipe, resources)
+    num_kept = most_checkpoints(config, recipe.schedule.num_steps, waiting)
     num_more = max(1, num_kept - (0 if config.fresh else len(committed_steps(folder))))
     is_done = folder.name in folder.run.read_state().get("stages_done", []) and not config.fresh
     folder.run.check_writable(0 if is_done else checkpoint_bytes(recipe.model) * num_more)

@@ -40,6 +40,17 @@ def test_the_parts_of_the_memory_sum_to_its_total() -> None:
     assert total == sum(memory.values())
 
 
+def test_checkpoints_that_are_kept_for_good_take_their_room_on_the_disk() -> None:
+    newest, more = (
+        json.loads(plan(PlanConfig(pretrain=replace(D34, **kept), json=True)))
+        for kept in ({}, {"keep_every": 10_000, "save_at": (5,)})
+    )
+
+    # 169,150 steps: 16 multiples of 10,000.
+    assert newest["checkpoints_kept_bytes"] == 4 * newest["checkpoint_bytes"]
+    assert more["checkpoints_kept_bytes"] == (4 + 16 + 1) * more["checkpoint_bytes"]
+
+
 def test_a_worker_more_costs_the_same_money_and_less_time() -> None:
     eight, sixteen = (
         json.loads(plan(PlanConfig(pretrain=PretrainConfig(num_workers=n), json=True)))

@@ -11,6 +11,7 @@ from nanoray.stages.pretrain_config import (
     checkpoint_bytes,
     decide,
     model_config,
+    most_checkpoints,
     optimizer_config,
     rates,
     rows_per_step,
@@ -126,3 +127,12 @@ def test_what_decides_the_result_is_refused_on_a_resume_and_the_rest_may_change(
 @pytest.mark.parametrize(("tokens", "rows"), [(1, 1), (64, 1), (640, 10), (700, 10)])
 def test_validation_uses_as_many_whole_rows_as_were_asked_for(tokens: int, rows: int) -> None:
     assert validation_rows(decided(max_seq_len=64, validation_tokens=tokens)) == rows
+
+
+def test_checkpoints_that_are_kept_for_good_are_counted_with_the_newest() -> None:
+    newest = PretrainConfig(keep_last=3)
+    more = PretrainConfig(keep_last=3, keep_every=100, save_at=(7, 950, 950, 1001))
+
+    assert most_checkpoints(newest, 1000) == 4
+    assert most_checkpoints(newest, 1000, waiting=5) == 9
+    assert most_checkpoints(more, 1000) == 4 + 10 + 2

@@ -99,6 +99,20 @@ def test_a_run_that_goes_on_needs_room_only_for_what_it_has_not_saved_yet(
     check_space(config, job.recipe, folder, resources)
 
 
+def test_checkpoints_that_are_kept_for_good_need_room_too(
+    job: TrainingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, resources = job.folder, Resources((1, 1), False, 1.0, 1, 1)
+    size, steps = checkpoint_bytes(job.recipe.model), job.recipe.schedule.num_steps
+    newest = replace(job.config, keep_last=1)
+    monkeypatch.setattr("nanoray.storage.shutil", RoomFor(2 * size + 1))
+
+    check_space(newest, job.recipe, folder, resources)
+    for more in (replace(newest, keep_every=steps), replace(newest, save_at=(1,))):
+        with pytest.raises(StorageError, match="raise --keep-every"):
+            check_space(more, job.recipe, folder, resources)
+
+
 def test_a_stage_whose_folder_was_deleted_begins_anew(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path), "r").stage("sft")
     folder.run.begin_attempt("sft", 20)
