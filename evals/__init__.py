@@ -44,5 +44,7 @@ TASKS: dict[str, Callable[[TaskSettings], Task]] = {
 """The tasks by their names on the command line: the six of ChatCORE in the order in which nanochat
 evaluates them, and then our own. Each reads its data when it is made."""
 
-CHAT_TASKS = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval", "SpellingBee")
+HUB_TASKS = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval")
+"""Those whose questions come from the hub, or from the folder that stands for it."""
+CHAT_TASKS = (*HUB_TASKS, "SpellingBee")
 """The names of ChatCORE's tasks in tables; in lower case those on the command line."""

@@ -5,6 +5,7 @@ a zip file, below `eval_bundle/` or at the top.
 """
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -113,6 +114,19 @@ class Bundle:
         if not examples:
             raise DataError(f"{self.address}/{task.file} is empty. Fetch the bundle anew.")
         return examples
+
+    def fingerprint(self) -> str:
+        """Hash all that its tasks are made of, wherever it lies and however it is packed.
+
+        Raises:
+            DataError: core.yaml or eval_meta_data.csv is missing or cannot be understood.
+        """
+        names = ["core.yaml", "eval_meta_data.csv", *(task.file for task in self.tasks())]
+        whole = hashlib.sha256()
+        for name in names:
+            content = self._read(name)
+            whole.update(b"-" if content is None else hashlib.sha256(content).digest())
+        return whole.hexdigest()
 
     def _must_read(self, name: str) -> bytes:
         content = self._read(name)

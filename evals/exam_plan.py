@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evals import CHAT_TASKS, TASKS, TaskSettings
+from evals import CHAT_TASKS, HUB_TASKS, TASKS, TaskSettings
 from evals.bundle import PUBLISHED_TASKS, Bundle, CoreTask, open_bundle
 from evals.core import FEW_SHOT_SEED, SHUFFLE_SEED, CoreExam
 from evals.exam import Exam, exam_of
@@ -53,6 +53,9 @@ class ExamPlan:
     """Group -> all its tasks, of which CORE and ChatCORE are the means."""
     settings: dict[str, Any]  # Any: JSON
     """Samples and seeds."""
+    sources: dict[str, str]
+    """Where the questions of tasks come from: a bundle's hash, the hub or a folder. A task that is
+    not named needs no source."""
 
     @property
     def names(self) -> list[str]:
@@ -77,7 +80,8 @@ def plan_exams(config: ExamConfig) -> ExamPlan:
     labels = [task.label for task in tasks]
     check_names(config.tasks, wanted, labels)
     picked = [task for task in tasks if wanted & {"core", task.label.lower()}]
-    exams, available = list[Exam](), dict[str, int]()
+    exams, available, sources = list[Exam](), dict[str, int](), dict[str, str]()
+    of_bundle = f"bundle {bundle.fingerprint()}" if bundle else ""
     for task in picked:
         assert bundle is not None, "it has these tasks"
         exam, total = core_exam(bundle, task, config.max_per_task)
@@ -87,10 +91,12 @@ def plan_exams(config: ExamConfig) -> ExamPlan:
                 "anew, or score the rest with --skip-missing."
             )
         exams += [exam] if exam else []
-        available[task.label] = total
+        available[task.label], sources[task.label] = total, of_bundle
     for written in written_tasks(config, wanted):
         exams.append(exam_of(written, config.max_per_task))
         available[written.name] = len(written)
+        if written.name in HUB_TASKS:
+            sources[written.name] = located(config.hub_dir) or "hub"
     if not exams:
         raise InputError(f"Of --tasks {config.tasks} none is there. Give another --eval-bundle.")
     return ExamPlan(
@@ -101,6 +107,7 @@ def plan_exams(config: ExamConfig) -> ExamPlan:
             "max_per_task": config.max_per_task,
             "seeds": {"core": SHUFFLE_SEED, "few_shot": FEW_SHOT_SEED, "hub": HUB_SEED},
         },
+        sources=sources,
     )
 
 

@@ -17,6 +17,8 @@ from nanoray.config import FORMAT_VERSION, InputError
 GROUPS = {"core": "CORE", "chat": "ChatCORE"}
 """Kinds of tasks, and the name of the mean over all of a kind."""
 SHOWN_NOTES = 3
+NOT_TOLD = "not told"
+"""Source of a result that an older version saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,10 @@ class TaskResult:
     """All tasks of the group; their mean is only made of all of them."""
     questions: str
     """Fingerprint of what was asked."""
+    source: str
+    """Where the questions come from: one mean is made of one source. Empty where none is needed."""
+    asked_at: float
+    """Seconds since 1970 when it was last asked for, whether it was measured then or known."""
     sandbox: str | None
     """Isolation of the programs that the model wrote; None where it wrote none."""
     baseline: float
@@ -89,8 +95,8 @@ class TaskResult:
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> "TaskResult":  # Any: JSON
         """Read what `to_json` gave."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        return cls(**{**{name: saved[name] for name in names}, "suite": tuple(saved["suite"])})
+        told = {"source": NOT_TOLD, "asked_at": 0.0, **saved, "suite": tuple(saved["suite"])}
+        return cls(**{field.name: told[field.name] for field in dataclasses.fields(cls)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +119,11 @@ class EvalReport:
     settings: dict[str, Any]  # Any: JSON
     """How it was measured: precision, samples, seeds."""
     tasks: tuple[TaskResult, ...]
+
+    @property
+    def asked_at(self) -> float:
+        """When a task of it was last asked for, in seconds since 1970."""
+        return max((task.asked_at for task in self.tasks), default=0.0)
 
     def of_group(self, group: str) -> list[TaskResult]:
         """Give the results that a mean is made of; other tasks stand beside them."""

@@ -222,18 +222,20 @@ def headline(step: int, report: EvalReport) -> str:
 def record(job: TrainingJob, plan: ExamPlan) -> None:
     """Add results to metrics.jsonl, at their steps, and what is new of them to wandb too.
 
-    Only those count that were measured as this run asks for, of the weights that are there.
+    Only those count that were asked and measured as this run asks for, of the weights that are
+    there.
     """
     folder = job.folder
     path = folder.path("metrics.jsonl")
     weights = {step: SavedModel(folder, step).weights_hash() for step in committed_steps(folder)}
+    wanted = {(exam.name, exam.fingerprint, exam.sandbox) for exam in plan.exams}
     values = {
         report.step: metrics_of(report)
         for report in read_reports(folder)
         if report.step is not None
         and report.weights == weights.get(report.step, report.weights)
         and plan.settings.items() <= report.settings.items()
-        and {task.name for task in report.tasks} >= set(plan.names)
+        and {(t.name, t.questions, t.sandbox) for t in report.tasks} >= wanted
     }
     own = f"eval/{plan.names[0]}"
     before = {r["step"] for r in read_metrics(folder.fs, path) if own in r}

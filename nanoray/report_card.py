@@ -22,6 +22,13 @@ class Score:
     step: int
     num_examples: int
     is_sample: bool
+    asked_at: float
+    """Seconds since 1970; 0 where it is not told."""
+
+    @property
+    def rank(self) -> tuple[int, int, float]:
+        """What is larger of a score that stands for others."""
+        return self.step, self.num_examples, self.asked_at
 
     def __str__(self) -> str:
         half = (self.high - self.low) / 2
@@ -79,15 +86,15 @@ class Card:
 def read_card(run: RunFolder) -> Card | None:
     """Read the results of all stages; None where there are none.
 
-    Of each metric and stage the newest step counts, and of that the result with most examples.
+    Of each metric and stage the newest step counts, of that the result with most examples, and of
+    those the one that was asked for last.
     """
     scores: dict[str, dict[str, Score]] = {}
     for stage in COLUMNS:
         for report in reports_of(run.stage(stage)):
             for metric, score in scores_of(report).items():
                 before = scores.setdefault(metric, {}).get(stage)
-                rank = (score.step, score.num_examples)
-                if before is None or rank > (before.step, before.num_examples):
+                if before is None or score.rank > before.rank:
                     scores[metric][stage] = score
     if not scores:
         return None
@@ -111,7 +118,8 @@ def scores_of(saved: dict[str, Any]) -> dict[str, Score]:  # Any: JSON
         if task["group"] == "chat":
             low, high = task["interval_95"]
             count, is_sample = task["num_examples"], task["is_sample"]
-            found[task["name"]] = Score(task["accuracy"], low, high, step, count, is_sample)
+            at = task.get("asked_at", 0.0)
+            found[task["name"]] = Score(task["accuracy"], low, high, step, count, is_sample, at)
     for name, group in zip(MEANS, ("core", "chat"), strict=True):
         mean = saved.get("means", {}).get(name)
         if mean is not None:
@@ -119,5 +127,6 @@ def scores_of(saved: dict[str, Any]) -> dict[str, Score]:  # Any: JSON
             count = sum(task["num_examples"] for task in parts)
             low, high = mean["interval_95"]
             is_sample = any(task["is_sample"] for task in parts)
-            found[name] = Score(mean["value"], low, high, step, count, is_sample)
+            at = max((task.get("asked_at", 0.0) for task in parts), default=0.0)
+            found[name] = Score(mean["value"], low, high, step, count, is_sample, at)
     return found

@@ -43,6 +43,21 @@ def run(tmp_path: Path) -> RunFolder:
     return RunFolder(str(tmp_path), "r")
 
 
+def test_of_equal_results_the_newest_is_shown(tmp_path: Path) -> None:
+    for file, accuracy, asked_at in (("a", 0.1, 5.0), ("b", 0.2, 9.0), ("c", 0.3, 7.0)):
+        tasks = [{**task("GSM8K", "chat", accuracy, 9, True), "asked_at": asked_at}]
+        means = {"ChatCORE": {"value": accuracy, "interval_95": [0, 1]}}
+        write(tmp_path, "sft", f"step_000007-{file}.json", step=7, tasks=tasks, means=means)
+
+    card = read_card(RunFolder(str(tmp_path), "r"))
+
+    assert card is not None
+    assert {metric: row["sft"].value for metric, row in card.scores.items()} == {
+        "GSM8K": 0.2,
+        "ChatCORE": 0.2,
+    }
+
+
 def test_the_newest_step_counts_and_of_it_what_had_most_examples(run: RunFolder) -> None:
     card = read_card(run)
 

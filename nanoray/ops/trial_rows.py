@@ -117,7 +117,7 @@ def with_results(row: TrialRow, folder: StageFolder, last: dict[str, Any]) -> Tr
     measured = [score for score in scores if score is not None and score.step == last["step"]]
     if not measured:
         return row
-    best = max(measured, key=lambda score: score.num_examples)
+    best = max(measured, key=lambda score: score.rank)
     return dataclasses.replace(row, core=best.value, is_core_sample=best.is_sample)
 
 

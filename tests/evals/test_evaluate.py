@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
-from evals.evaluate import EvaluateConfig
+from evals.evaluate import EvaluateConfig, find_subjects, measure, result_of
+from evals.exam_plan import ExamConfig, plan_exams
+from evals.run import Crew, Marks
 from evals.saved_results import read_reports
 from nanoray.config import InputError
 from nanoray.storage import RunFolder
+from nanoray.task import Grade
 from tests.chat_run import save_chat_run
 from tests.evals.local_hub import local_hub
 from tests.evals.model_folder import write_model_folder
@@ -32,6 +35,31 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = tiny_gpt(vocab_size=tokenizer.vocab_size, max_seq_len=512, **shape)
     save_model(RunFolder(str(folder), "base").stage("pretrain"), model, tokenizer)
     return folder
+
+
+def test_a_result_that_is_known_is_reported_as_the_plan_has_it(
+    storage: Path, tmp_path: Path
+) -> None:
+    bundle = write_bundle(tmp_path)
+    plan = plan_exams(ExamConfig(tasks="colors", eval_bundle=str(bundle)))
+    crew = Crew(1, gpus_each=0, cpus_each=1, threads=1)
+    [subject] = find_subjects(EvaluateConfig(run="base"), str(storage))
+    [colors] = plan.exams
+    marks = Marks(colors, {index: Grade(index % 2 == 0) for index in range(24)})
+    subject.results({**plan.settings, "dtype": "float32"}).save(result_of(marks, plan))
+    text = (bundle / "eval_meta_data.csv").read_text()
+    changed_text = text.replace("colors,50", "colors,20") + "cities,0\n"
+    (bundle / "eval_meta_data.csv").write_text(changed_text)
+    text = (bundle / "core.yaml").read_text()
+    (bundle / "core.yaml").write_text(text.replace("label: capitals", "label: cities"))
+    changed = plan_exams(ExamConfig(tasks="colors", eval_bundle=str(bundle)))
+
+    [task] = measure(subject, changed, "float32", crew).tasks
+
+    assert task.baseline == 0.2
+    assert task.suite == ("colors", "pronouns", "cities")
+    assert task.source == changed.sources["colors"] != plan.sources["colors"]
+    shutil.rmtree(storage / "base/pretrain/evals")
 
 
 def evaluate(cluster: Cluster, storage: Path, *flags: object) -> tuple[int, str]:

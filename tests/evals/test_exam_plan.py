@@ -61,6 +61,20 @@ def test_our_own_tasks_can_be_named_beside_chat(tmp_path: Path) -> None:
     assert plan.available["Identity"] == 256
 
 
+def test_tasks_say_where_their_questions_come_from(bundle: Path, tmp_path: Path) -> None:
+    asked = ExamConfig(tasks="core,gsm8k,facts", eval_bundle=str(bundle), hub_dir=local_hub())
+    elsewhere = write_bundle(tmp_path / "elsewhere")
+
+    sources = plan_exams(asked).sources
+    same = plan_exams(ExamConfig(tasks="colors", eval_bundle=str(elsewhere))).sources
+    (elsewhere / "eval_data/b/capitals.jsonl").write_text('{"context": "a", "continuation": "b"}\n')
+    other = plan_exams(ExamConfig(tasks="colors", eval_bundle=str(elsewhere))).sources
+
+    assert sources["GSM8K"] == local_hub()
+    assert "Facts" not in sources
+    assert same["colors"] == sources["capitals"] != other["colors"]
+
+
 def test_an_unknown_task_is_named(bundle: Path) -> None:
     with pytest.raises(
         InputError, match=r"hellosweg is no task\. There are core, chat, colors, .*gsm8k"

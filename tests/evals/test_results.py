@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evals.results import EvalReport, TaskResult, compare, count_notes
+from evals.results import NOT_TOLD, EvalReport, TaskResult, compare, count_notes
 from nanoray.config import InputError
 
 SUITES = {"core": ("one", "two"), "chat": ("Chat",)}
@@ -18,6 +18,8 @@ def result(name: str, outcomes: str, *, group: str = "core", available: int = 0)
         group=group,
         suite=SUITES[group],
         questions=f"{name} {len(outcomes)}",
+        source="bundle a" if group == "core" else "hub",
+        asked_at=0.0,
         sandbox=None,
         baseline=0.25,
         outcomes=outcomes,
@@ -58,6 +60,14 @@ def test_a_report_is_the_same_after_json() -> None:
     before = report(ONE, dataclasses.replace(TWO, notes={"cropped": 2}, sandbox="strong"))
 
     assert EvalReport.from_json(json.loads(json.dumps(before.to_json()))) == before
+
+
+def test_a_result_that_does_not_say_where_it_comes_from_is_read_too() -> None:
+    saved = {
+        key: value for key, value in ONE.to_json().items() if key not in ("source", "asked_at")
+    }
+
+    assert TaskResult.from_json(saved) == dataclasses.replace(ONE, source=NOT_TOLD)
 
 
 def test_the_table_of_core_is_that_of_nanochat() -> None:

@@ -76,7 +76,7 @@ class WatchedRun:
 
 
 def watch_of(run: Any, *exams: Any) -> CheckpointWatch:  # Any: stand-ins
-    plan = ExamPlan(list(exams), {e.name: len(e) for e in exams}, {"core": ("broken",)}, {})
+    plan = ExamPlan(list(exams), {e.name: len(e) for e in exams}, {"core": ("broken",)}, {}, {})
     return CheckpointWatch(run, plan)
 
 
