@@ -23,10 +23,6 @@ class Candidate(Protocol):
     longest: int
     """Most tokens that it can read."""
 
-    def encode(self, text: str) -> list[int]:
-        """Give the ids of a text, as they stand in the middle of a document."""
-        ...
-
     def document(self, text: str) -> list[int]:
         """Give the ids of a text that begins a document."""
         ...
@@ -36,6 +32,14 @@ class Candidate(Protocol):
 
         Raises:
             InputError: the model knows no conversations.
+        """
+        ...
+
+    def answer_ids(self, messages: Sequence[Message], answer: str) -> list[int]:
+        """Give the ids of an answer as they stand behind `chat_prompt` of the same conversation.
+
+        Raises:
+            InputError: it has none of its own there.
         """
         ...
 
@@ -122,14 +126,15 @@ class ChoiceExam(TaskExam):
 
     def question(self, candidate: Candidate, example: Example) -> Question:
         """Ask for one of the letters."""
-        options = [candidate.encode(letter) for letter in example.choices]
+        asked = example.messages
+        options = [candidate.answer_ids(asked, letter) for letter in example.choices]
         for letter, ids in zip(example.choices, options, strict=True):
             if len(ids) != 1:
                 raise InputError(
                     f"The answer {letter!r} of {self.name} is {len(ids)} tokens in this vocabulary "
                     "and must be one. Leave the task out."
                 )
-        return Question(candidate.chat_prompt(example.messages), options)
+        return Question(candidate.chat_prompt(asked), options)
 
 
 class WritingExam(TaskExam):

@@ -1,12 +1,14 @@
 """Models that take exams: ours against transformers' class with the same weights."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 
-from evals.candidates import HuggingFaceModel, TrainedModel
+from evals.candidates import HuggingFaceModel, TrainedModel, first_id
 from nanoray.config import InputError
 from nanoray.text.tokenizer import Tokenizer
 from tests.evals.model_folder import write_model_folder
@@ -67,6 +69,116 @@ def test_weights_that_are_pickled_are_never_read(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="holds no model that transformers can load"):
         HuggingFaceModel(str(folder), torch.float32, CPU)
+
+
+def test_a_folder_without_all_of_its_weights_is_refused(tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path)
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    key = "model.layers.1.mlp.fc1.weight"
+    for changed, said in (
+        ({key: torch.zeros(3, 3)}, f"has in another shape weights .*: {key}\\. Fetch"),
+        ({}, f"lacks weights .*: {key}\\. Fetch"),
+    ):
+        others = {name: value for name, value in weights.items() if name != key}
+        safetensors.torch.save_file(
+            {**others, **changed}, folder / "model.safetensors", {"format": "pt"}
+        )
+
+        with pytest.raises(InputError, match=said):
+            HuggingFaceModel(str(folder), torch.float32, CPU)
+
+
+def test_weights_that_the_library_ties_may_be_left_out(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = write_model_folder(tmp_path)
+    (folder / "model.safetensors").unlink()
+    config = transformers.LlamaConfig(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    saved = safetensors.torch.load_file(folder / "model.safetensors")
+
+    model = HuggingFaceModel(str(folder), torch.float32, CPU)
+
+    assert "lm_head.weight" not in saved
+    assert torch.equal(model.model.lm_head.weight, saved["model.embed_tokens.weight"])
+
+
+def test_a_folder_writes_greedily_whatever_it_asks_for(tmp_path: Path) -> None:
+    folder = write_model_folder(tmp_path)
+    before = HuggingFaceModel(str(folder), torch.float32, CPU)
+    greedy = [1, 2]
+    for _ in range(12):
+        greedy.append(int(before.model(torch.tensor([greedy])).logits[0, -1].argmax()))
+    place = folder / "generation_config.json"
+    wishes = {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1, "num_beams": 3}
+    asked = {**wishes, "suppress_tokens": greedy[2:5], "do_sample": True, "top_k": 5}
+    asked["eos_token_id"] = [255, greedy[10]]
+    place.write_text(json.dumps({**json.loads(place.read_text()), **asked}))
+
+    after = HuggingFaceModel(str(folder), torch.float32, CPU)
+
+    end = greedy.index(greedy[10], 2) + 1  # the folder's own ends stay
+    assert after._continue([1, 2], 12) == greedy[2:end]
+
+
+@pytest.mark.parametrize(
+    ("words", "named", "first"),
+    [
+        (("<s>", "<|bos|>", "<e>"), {"bos_token": "<s>", "eos_token": "<e>"}, "<s>"),
+        (("<|endoftext|>", "<|bos|>", "<e>"), {"eos_token": "<e>"}, "<|bos|>"),
+        (("<|endoftext|>", "<|im_end|>"), {"eos_token": "<|im_end|>"}, "<|endoftext|>"),
+        (("x", "<e>"), {"eos_token": "<e>"}, "<e>"),
+    ],
+)
+def test_the_token_that_begins_a_text_is_found(
+    words: tuple[str, ...], named: dict[str, str], first: str
+) -> None:
+    tokenizer = word_tokenizer(words, **named)
+
+    assert first_id("m", tokenizer) == words.index(first)
+
+
+def test_a_tokenizer_without_a_beginning_is_refused() -> None:
+    with pytest.raises(InputError, match="of m has no token that begins a text: neither"):
+        first_id("m", word_tokenizer(("x",)))
+
+
+def word_tokenizer(words: tuple[str, ...], **named: str) -> Any:
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {word: number for number, word in enumerate(words)}
+    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=words[0]))
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, **named)
+
+
+PIECES = ("<unk>", "\u2581A", "A", "\u2581B", "B", "\u2581", "\n", ":", ":A", "h", "i", "\u2581hi")
+
+
+def test_a_letter_is_scored_as_it_stands_behind_the_template(folder: Path) -> None:
+    model = HuggingFaceModel(str(folder), torch.float32, CPU)
+    tokenizers = pytest.importorskip("tokenizers")
+    pieces = [(piece, -1.0) for piece in PIECES]
+    raw = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0))
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    model.tokenizer = pytest.importorskip("transformers").PreTrainedTokenizerFast(
+        tokenizer_object=raw
+    )
+    asked = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "A"}]
+    model.tokenizer.chat_template = "{{ messages[0]['content'] }}:{{ '\\n' }}"
+
+    ids = [model.answer_ids(asked, letter) for letter in "AB"]
+
+    assert [PIECES[i] for i in model.encode("A")] == ["\u2581A"]
+    assert [[PIECES[i] for i in one] for one in ids] == [["A"], ["B"]]
+    model.tokenizer.chat_template = "{{ messages[0]['content'] }}:"
+    with pytest.raises(InputError, match="ends in 'hi:', the tokenizer joins the answer 'A'"):
+        model.answer_ids(asked, "A")
 
 
 def test_answers_do_not_depend_on_how_many_are_written_at_once() -> None:
