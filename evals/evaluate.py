@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import importlib.metadata
 import json
 import logging
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from evals.candidates import NO_TRANSFORMERS
 from evals.exam import Exam
 from evals.exam_plan import ExamConfig, ExamPlan, located, plan_exams
 from evals.results import EvalReport, TaskResult, compare, count_notes
@@ -32,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 WEIGHT_FILES = "*.safetensors"
 """Of a Hugging Face model; other files of weights are pickles, which can run code."""
+SETTING_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "*/*.jinja")
+"""Its shape, its tokenizer in all the forms there are, its templates, and its ends of turns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +86,7 @@ class Subject:
     name: str
     """RUN/stage@step, or a folder."""
     weights: str
-    """SHA-256 of its weights."""
+    """SHA-256 of its weights; of a folder, of all that decides its answers."""
     saved: SavedModel | None = None
     """None for a folder."""
 
@@ -95,6 +99,7 @@ class Subject:
     def results(self, settings: Settings) -> ResultFolder:
         """Give the place of its results."""
         if self.saved is None:
+            settings = {**settings, "transformers": transformers_version()}
             return ResultFolder.of_folder(self.storage, self.name, self.weights, settings)
         return ResultFolder.of_checkpoint(self.saved, settings)
 
@@ -145,23 +150,37 @@ def is_model_folder(name: str) -> bool:
 
 
 def find_folder(storage: str, name: str) -> Subject:
-    """Find a Hugging Face model, and hash its weights.
+    """Find a Hugging Face model, and hash its weights and all that says how they are used.
 
     Raises:
         InputError: the folder holds none.
     """
     folder = Path(located(name) or "")
-    files = sorted(folder.glob(WEIGHT_FILES))
-    if not is_model_folder(name) or not files:
+    weights = sorted(folder.glob(WEIGHT_FILES))
+    if not is_model_folder(name) or not weights:
         raise InputError(
             f"{folder} holds no Hugging Face model: it needs a config.json and weights "
             f"({WEIGHT_FILES})."
         )
-    weights = hashlib.sha256()
-    for file in files:
+    settings = {file for pattern in SETTING_FILES for file in folder.glob(pattern)}
+    whole = hashlib.sha256()
+    for file in [*weights, *sorted(settings)]:
         with file.open("rb") as content:
-            weights.update(hashlib.file_digest(content, "sha256").digest())
-    return Subject(storage, str(folder), weights.hexdigest())
+            digest = hashlib.file_digest(content, "sha256").hexdigest()
+        whole.update(f"{file.relative_to(folder)} {digest}\n".encode())
+    return Subject(storage, str(folder), whole.hexdigest())
+
+
+def transformers_version() -> str:
+    """Say which version of transformers computes a Hugging Face model.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        return importlib.metadata.version("transformers")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise InputError(NO_TRANSFORMERS) from error
 
 
 def find_checkpoint(storage: str, name: str) -> Subject:

@@ -1,5 +1,6 @@
 """`jobs/evaluate.py` as its user runs it."""
 
+import importlib.metadata
 import json
 import shutil
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evals.evaluate import EvaluateConfig, find_subjects, measure, result_of
+from evals.evaluate import EvaluateConfig, find_folder, find_subjects, measure, result_of
 from evals.exam_plan import ExamConfig, plan_exams
 from evals.run import Crew, Marks
 from evals.saved_results import read_reports
@@ -60,6 +61,29 @@ def test_a_result_that_is_known_is_reported_as_the_plan_has_it(
     assert task.suite == ("colors", "pronouns", "cities")
     assert task.source == changed.sources["colors"] != plan.sources["colors"]
     shutil.rmtree(storage / "base/pretrain/evals")
+
+
+def test_all_that_decides_the_answers_of_a_folder_tells_its_results_apart(tmp_path: Path) -> None:
+    folder, seen = write_model_folder(tmp_path / "m"), set()
+    (folder / "README.md").write_text("1")
+
+    def weights() -> str:
+        return find_folder(str(tmp_path), str(folder)).weights
+
+    first = weights()
+    for name in ("config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"):
+        text = (folder / name).read_text()
+        (folder / name).write_text(text + " ")
+        seen.add(weights())
+        (folder / name).write_text(text)
+    (folder / "README.md").write_text("2")
+    again = weights()
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+
+    assert len(seen | {first, weights()}) == 6
+    assert again == first
+    results = find_folder(str(tmp_path), str(folder)).results({"dtype": "float32"})
+    assert results.settings["transformers"] == importlib.metadata.version("transformers")
 
 
 def evaluate(cluster: Cluster, storage: Path, *flags: object) -> tuple[int, str]:
