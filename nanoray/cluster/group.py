@@ -34,6 +34,7 @@ from nanoray.cluster.network import NodeNetworkConfig
 from nanoray.cluster.pending import Pending
 from nanoray.cluster.recovery import Decision, Failure, RetryBudget, describe_failure, of_group
 from nanoray.cluster.reservations import TRAIN_PREFIX, Reservations, refresh
+from nanoray.cluster.stacks import allow_inspection
 from nanoray.cluster.turns import Turn
 from nanoray.cluster.watch import watch
 from nanoray.cluster.watchdog import Watchdog
@@ -247,6 +248,7 @@ def _worker_function(group: Group, monitor: Actor) -> Callable[[], object]:
 
     def run() -> object:
         forward_logs(monitor)
+        allow_inspection()
         torch.set_num_threads(group.resources.threads_per_worker)
         world = RayWorld(monitor, group.pacer)
         world.beat("starting")

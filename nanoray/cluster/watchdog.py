@@ -6,12 +6,8 @@ falls silent, and all ranks with it.
 
 import contextlib
 import logging
-import shutil
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -20,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanoray.cluster.monitor import Beat
 from nanoray.cluster.recovery import Cause, Failure
+from nanoray.cluster.stacks import process_stack
 from nanoray.data.feed import Actor
 
 logger = logging.getLogger(__name__)
@@ -27,8 +24,6 @@ logger = logging.getLogger(__name__)
 START_SECONDS = 1800.0
 """A start may be silent for this long: weights are read, and the model is compiled."""
 CHECK_SECONDS = 4.0
-DUMP_SECONDS = 10
-"""How long py-spy may take for one process."""
 NODE_SECONDS = 30
 """How long a node may take to answer; one that does not is left to Ray's own health checks."""
 
@@ -128,23 +123,6 @@ def process_status(pid: int) -> str:
         return str(psutil.Process(pid).status())
     except psutil.NoSuchProcess:
         return "gone"
-
-
-def process_stack(pid: int) -> str:
-    """Dump the Python stacks of a process with py-spy, or say why that cannot be done."""
-    beside = Path(sys.executable).with_name("py-spy")
-    tool = str(beside) if beside.exists() else shutil.which("py-spy")
-    if tool is None:
-        return "no stack: py-spy is not installed"
-    # Not pausing the process: one that is stopped already would never stop for py-spy.
-    command = [tool, "dump", "--nonblocking", "--pid", str(pid)]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=DUMP_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"no stack: py-spy took over {DUMP_SECONDS} s"
-    return done.stdout.strip() or f"no stack: {done.stderr.strip()}"
 
 
 def kill_processes(processes: list[tuple[int, float]]) -> None:
