@@ -162,9 +162,13 @@ def fill_disk(target: Target) -> Harm:
             "--storage that is a filesystem of its own: mount -t tmpfs -o size=300m tmpfs FOLDER"
         )
     ballast = os.path.join(os.path.dirname(root), BALLAST)
-    with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
+    try:
+        with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+    except BaseException:  # Ctrl-C: nobody else knows of it yet
+        os.remove(ballast)
+        raise
     size = os.path.getsize(ballast)
     return Harm(
         f"filled the disk with {size / 1e6:.0f} MB",
@@ -195,7 +199,13 @@ def damage_checkpoint(target: Target) -> Harm:
     """Zero a block of the newest weights, which a torch file would load, and kill a worker."""
     if not is_local(target.folder.fs):
         raise InputError("The fault damage needs a local folder as --storage.")
-    step = committed_steps(target.folder)[-1]
+    steps = committed_steps(target.folder)
+    if not steps:
+        raise InputError(
+            f"The fault damage needs a checkpoint, and {target.folder} has none yet. Give "
+            "--pretrain a smaller --save-every."
+        )
+    step = steps[-1]
     weights = target.folder.path("checkpoints", step_name(step), "model.safetensors")
     with open(weights, "r+b") as file:
         file.seek(os.path.getsize(weights) // 2)
@@ -214,6 +224,8 @@ FAULTS: dict[str, Callable[[Target], Harm]] = {
     "disk": fill_disk,
     "damage": damage_checkpoint,
 }
+HARM_CHECKPOINTS = ("damage",)
+"""Those for which there must be a checkpoint."""
 
 
 def tell_node(node: str, work: Any, *arguments: Any) -> None:  # Any: a function, what it takes

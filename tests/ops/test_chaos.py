@@ -1,7 +1,7 @@
 import pytest
 
-from nanoray.config import InputError, run_job
-from nanoray.ops.chaos import ChaosConfig, as_table, chaos, plans
+from nanoray.config import InputError, RunFailedError, run_job
+from nanoray.ops.chaos import ChaosConfig, as_table, chaos, plans, require_recovery
 from nanoray.ops.chaos_faults import FAULTS
 from nanoray.ops.chaos_trial import Injury, Plan, Trial
 
@@ -72,6 +72,20 @@ def test_the_table_has_a_row_for_each_fault_and_each_run():
     assert "node   │ 1     │ 1.5 s, at most 1.5 │ never" in table
     assert "exit code 1" in table
     assert "1 of 2 runs equal the undisturbed one bit for bit" in table
+
+
+def test_a_run_that_differs_fails_the_job_with_the_reason_and_the_table():
+    well = Trial(Plan("worker-0", 0, ()), same_losses=True, same_ledger=True, same_weights=True)
+    ill = Trial(Plan("node-0", 0, ()), same_ledger=True, largest_difference=3.0)
+
+    require_recovery([well], "the table")
+    with pytest.raises(RunFailedError) as raised:
+        require_recovery([well, ill], "the table")
+
+    assert str(raised.value) == (
+        "1 of 2 runs did not recover: node-0 (its losses differ by up to 3, its weights differ)\n"
+        "the table"
+    )
 
 
 @pytest.mark.usefixtures("logging_as_before")

@@ -58,6 +58,11 @@ def test_what_is_done_to_files_needs_files(fault):
         fault(target_of("memory://chaos"))
 
 
+def test_no_checkpoint_is_damaged_before_there_is_one(tmp_path):
+    with pytest.raises(InputError, match=r"needs a checkpoint, and .*pretrain has none yet"):
+        damage_checkpoint(target_of(tmp_path))
+
+
 def test_each_fault_says_what_it_does():
     assert all(fault.__doc__ for fault in FAULTS.values())
     assert os.sep not in "".join(FAULTS)
