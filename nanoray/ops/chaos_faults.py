@@ -9,7 +9,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from nanoray.cluster.watchdog import kill_workers, on_node
 from nanoray.config import InputError
 from nanoray.ops.chaos_job import WatchedJob
 from nanoray.ops.local_cluster import LocalCluster
+from nanoray.ops.spot_notice import drain_node
 from nanoray.storage import StageFolder, is_local
 from nanoray.train.checkpoint_files import committed_steps, step_name
 
@@ -135,13 +135,9 @@ def cut_off_node(target: Target) -> Harm:
 def preempt_node(target: Target) -> Harm:
     """Give a node its notice, as a cloud does for a spot machine, and take it away in time."""
     node, seconds = target.pick_node(), target.outage_seconds
-    command = [sys.executable, "-m", "ray.scripts.scripts", "drain-node", "--node-id", node]
-    command += ["--address", ray.get_runtime_context().gcs_address]
-    command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "chaos"]
-    command += ["--deadline-remaining-seconds", str(int(seconds))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise InputError(f"ray drain-node did not work: {(done.stderr or done.stdout).strip()}")
+    problem = drain_node(ray.get_runtime_context().gcs_address, node, "chaos", seconds)
+    if problem is not None:
+        raise InputError(f"ray drain-node did not work: {problem}")
 
     def take_away() -> None:
         with contextlib.suppress(ray.exceptions.RayError):  # it may have gone by itself

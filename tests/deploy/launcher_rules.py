@@ -28,6 +28,7 @@ def problems(config: Config) -> list[str]:
         *worker_problems(config),
         *disk_problems(config),
         *start_problems(config),
+        *notice_problems(config),
         *upload_problems(config),
     ]
 
@@ -129,6 +130,24 @@ def start_problems(config: Config) -> list[str]:
     if not all(f"{setting}={value}" in words for setting, value in HEALTH_CHECKS.items()):
         found.append("a dead node is noticed late")
     return found
+
+
+def notice_problems(config: Config) -> list[str]:
+    """Check that spot workers hand their cloud's notices to Ray, which has to run by then."""
+    commands: list[str] = config["worker_start_ray_commands"]
+    if not any(is_spot(each) for each in types(config)[1].values()):
+        return []
+    cloud = config["provider"]["type"]
+    # The launcher's terminal hangs up as soon as the command has ended.
+    job = rf"python jobs/spot_notice\.py --cloud {cloud} </dev/null >\S+ 2>&1 &\)$"
+    begin = "cd ~/nanoray && source deploy/node_environment.sh && export RAY_AUTH_MODE=token && "
+    starts = [at for at, command in enumerate(commands) if "ray start" in command]
+    watches = [
+        at
+        for at, command in enumerate(commands)
+        if command.startswith(begin + '(trap "" HUP; setsid ') and re.search(job, command)
+    ]
+    return [] if watches and watches[0] > starts[0] else ["nobody watches for spot notices"]
 
 
 def upload_problems(config: Config) -> list[str]:

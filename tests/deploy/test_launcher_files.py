@@ -87,6 +87,22 @@ MUTATIONS: dict[str, tuple[Callable[[Config], object], str]] = {
         lambda c: in_start(c, "head", "check_timeout_ms=2000", "check_timeout_ms=20000"),
         "a dead node is noticed late",
     ),
+    "spot workers without a watch": (
+        lambda c: c["worker_start_ray_commands"].pop(),
+        "nobody watches for spot notices",
+    ),
+    "a watch before there is a node": (
+        lambda c: c["worker_start_ray_commands"].reverse(),
+        "nobody watches for spot notices",
+    ),
+    "a watch that ends with the launcher's terminal": (
+        lambda c: in_start(c, "worker", 'trap "" HUP; ', ""),
+        "nobody watches for spot notices",
+    ),
+    "a watch for which the launcher waits": (
+        lambda c: in_start(c, "worker", "2>&1 &)", "2>&1)"),
+        "nobody watches for spot notices",
+    ),
     "the whole checkout": (
         lambda c: c["file_mounts"].update({"~/nanoray": "."}),
         "something else than the code is sent, or not all of it",
