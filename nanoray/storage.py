@@ -274,8 +274,8 @@ class RunFolder:
         if free is not None and free < need_bytes:
             raise StorageError(
                 f"--storage {self.storage} has {free / 1e9:.1f} GB free and the run needs "
-                f"{need_bytes / 1e9:.1f} GB. Free some space, lower --keep-last, raise --keep-every, or "
-                "give another."
+                f"{need_bytes / 1e9:.1f} GB. Free some space, lower --keep-last, raise "
+                "--keep-every, or give another."
             )
 
 

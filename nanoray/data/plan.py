@@ -31,6 +31,9 @@ from nanoray.text.tokenizer import Tokenizer
 MIN_UNIT_SHARE = 4
 """Row groups smaller than this part of a unit are joined: each unit drops its last row."""
 
+SAMPLE_UNITS, SAMPLE_BYTES = 64, 2**22
+"""Most that is packed to see how many rows a unit gives."""
+
 READ_ROWS = 256
 """Documents that are read at once: a row group may be as large as a file."""
 
@@ -149,10 +152,21 @@ class DataPlan:
             rows = np.concatenate([rows, self.pack_unit(unit).rows])
         return rows[:num_rows]
 
-    def num_units_for(self, num_rows: int, bytes_per_token: float) -> int:
+    def sample_rows_per_unit(self) -> float:
+        """Estimate how many rows a unit gives, by packing some from all over the data.
+
+        Bytes per token alone would not do: what is left of a unit is dropped, and a unit may be
+        shorter than a row, or in another language than the rest.
+        """
+        num_units = num_rows = num_bytes = 0
+        while num_units < min(SAMPLE_UNITS, len(self.units)) and num_bytes < SAMPLE_BYTES:
+            num_bytes += self.unit(num_units).num_bytes
+            num_rows += len(self.pack(num_units).rows)
+            num_units += 1
+        return (num_rows + 0.5) / num_units
+
+    def num_units_for(self, num_rows: int, rows_per_unit: float) -> int:
         """Estimate, on the safe side, how many units give that many rows."""
-        mean_bytes = sum(unit.num_bytes for unit in self.units) / len(self.units)
-        rows_per_unit = mean_bytes / bytes_per_token / self.max_seq_len
         return 2 * int(num_rows / rows_per_unit) + min(len(self.units), 1000) + 16
 
 

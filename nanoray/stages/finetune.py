@@ -146,6 +146,7 @@ def prepare(
         plan,
         rows_per_step,
         bytes_per_token=num_bytes / (counts[ROWS] * plan.max_seq_len),
+        rows_per_unit=counts[ROWS] / len(plan.units),
         validation_rows=validation_rows(config),
     )
     job = open_job(folder, config, recipe=recipe, rows=rows, resources=resources)

@@ -28,6 +28,7 @@ class PlanFeed:
     layout: Layout
     resources: Resources
     bytes_per_token: float
+    rows_per_unit: float
     validation_rows: int
     text_start: int | None
     """As in `StepConfig`."""
@@ -50,7 +51,7 @@ class PlanFeed:
         start = StreamStart(
             cursor=cursor,
             padding_blocks=self.layout.padding_blocks(step, self.resources.num_workers),
-            num_units=self.plan.num_units_for(rows, self.bytes_per_token),
+            num_units=self.plan.num_units_for(rows, self.rows_per_unit),
             num_readers=self.resources.num_readers,
         )
         return stream(self.plan, self.layout, start, self.pacer)

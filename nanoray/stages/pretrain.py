@@ -135,7 +135,7 @@ def prepare(
         folder,
         config,
         recipe=recipe,
-        rows=PlannedRows(plan, rows, density, validation_rows(config)),
+        rows=PlannedRows(plan, rows, density, plan.sample_rows_per_unit(), validation_rows(config)),
         resources=resources,
     )
     describe(job, config)

@@ -109,6 +109,8 @@ class PlannedRows:
     plan: DataPlan
     rows_per_step: int
     bytes_per_token: float
+    rows_per_unit: float
+    """On average, about."""
     validation_rows: int
 
 
@@ -136,6 +138,7 @@ def open_job(
             layout=layout,
             resources=resources,
             bytes_per_token=rows.bytes_per_token,
+            rows_per_unit=rows.rows_per_unit,
             validation_rows=rows.validation_rows,
             text_start=recipe.text_start,
             pacer=pacer,

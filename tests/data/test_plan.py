@@ -2,6 +2,7 @@ import os
 import pickle
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -318,14 +319,31 @@ def test_a_shard_that_was_lost_since_is_named(tmp_path):
         plan.pack_unit(unit)
 
 
+CORPORA: dict[str, Callable[[Path], Manifest]] = {
+    "three shards": three_shards,
+    "most units shorter than a row": lambda folder: one_document_each(
+        folder, ["short words"] * 70 + ["many words here " * 40] * 10
+    ),
+    "some in a language with other tokens": lambda folder: one_document_each(
+        folder, ["few words " * 300] * 30 + ["\u6f22\u5b57" * 400] * 10
+    ),
+}
+
+
+def one_document_each(folder: Path, texts: list[str]) -> Manifest:
+    """Write shards of a single document."""
+    for number, text in enumerate(texts):
+        write_row_groups(folder / f"shard_{number:02d}.parquet", [[text]])
+    return make_manifest(str(folder), "text")
+
+
+@pytest.mark.parametrize("corpus", CORPORA)
 @pytest.mark.parametrize("packing", ["bestfit", "flat"])
 @pytest.mark.parametrize("num_rows", [1, 100, 5000])
-def test_the_estimate_of_units_never_falls_short_of_the_rows(tmp_path, packing, num_rows):
-    plan = make_plan(three_shards(tmp_path), tiny_tokenizer(), packing=packing, max_seq_len=64)
-    text = "".join(documents_in(plan.manifest, plan.units))
-    bytes_per_token = len(text.encode()) / len(plan.tokenizer.encode(text))
+def test_the_estimate_of_units_never_falls_short_of_the_rows(tmp_path, corpus, packing, num_rows):
+    plan = make_plan(CORPORA[corpus](tmp_path), tiny_tokenizer(), packing=packing, max_seq_len=64)
 
-    num_units = plan.num_units_for(num_rows, bytes_per_token)
+    num_units = plan.num_units_for(num_rows, plan.sample_rows_per_unit())
 
     rows_of_unit = {unit: len(plan.pack_unit(unit).rows) for unit in plan.units}
     assert sum(rows_of_unit[plan.unit(i)] for i in range(num_units)) >= num_rows

@@ -49,7 +49,7 @@ def job(tmp_path: Path) -> TrainingJob:
     plan = DataPlan(manifest, tiny_tokenizer(), max_seq_len=64, packing="bestfit", seed=42)
     resources = Resources((1, 1), False, 1.0, 1, 1)
     layout = layout_for(rows_per_step(decided), 4, 1)
-    feed = LocalFeed(plan, layout, resources, 2.5, validation_rows(decided), None, pacer=None)
+    feed = LocalFeed(plan, layout, resources, 2.5, 50.0, validation_rows(decided), None, pacer=None)
     return TrainingJob(
         stage="pretrain",
         config=decided,
