@@ -141,55 +141,76 @@ def test_wrong_input_is_one_sentence():
         own_node("00ff")
 
 
-LOSE_TWO_NODES = """
+TWO_BUSY_NODES = """
 import sys
 import ray
 import nanoray.cluster.connection as connection
 from nanoray.ops.local_cluster import LocalCluster
 
-cluster = LocalCluster(0, 1)
+class Worker:
+    def node(self):
+        return ray.get_runtime_context().get_node_id()
+
+cluster = LocalCluster(2, 1)
 connection.connect(cluster.address)
-print(cluster.add_node(), cluster.add_node(), flush=True)
+# Ray ends a drained node at once if nothing is on it.
+workers = [ray.remote(Worker).options(num_cpus=1).remote() for _ in range(2)]
+print("busy", *ray.get([worker.node.remote() for worker in workers]), flush=True)
 sys.stdin.readline()
-print(*ray._private.state.state.get_draining_nodes(), flush=True)
-sys.stdin.readline()
+print("draining", *ray._private.state.state.get_draining_nodes(), flush=True)
+sys.stdin.read()
 cluster.stop()
 """
 
 
-@pytest.mark.cluster
-@pytest.mark.timeout(300)
-def test_a_notice_drains_the_node_of_its_machine_and_no_other():
+@pytest.fixture
+def busy_cluster() -> Iterator["subprocess.Popen[str]"]:
     cluster = subprocess.Popen(
-        [sys.executable, "-c", LOSE_TWO_NODES],
+        [sys.executable, "-c", TWO_BUSY_NODES],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert cluster.stdin is not None
-    assert cluster.stdout is not None
-    taken, other = cluster.stdout.readline().split()
-    calm = repeat((404, ""))
-    with metadata_service(calm) as address, cluster:
-        bystander = start_job(
-            "spot_notice.py", "--cloud", "aws", "--address", address, "--node", other
-        )
-        with metadata_service(chain([(404, "")] * 2, [(200, in_two_minutes())])) as its_own:
-            watcher = start_job(
-                "spot_notice.py", "--cloud", "aws", "--address", its_own, "--node", taken
-            )
-            output, _ = watcher.communicate(timeout=120)
+    yield cluster
+    cluster.communicate(timeout=60)
 
-        cluster.stdin.write("which\n")
-        cluster.stdin.flush()
-        draining = cluster.stdout.readline().split()
-        assert bystander.poll() is None
+
+def nodes_told(cluster: "subprocess.Popen[str]", word: str) -> list[str]:
+    """Read what follows a word; Ray prints lines of its own between ours."""
+    assert cluster.stdout is not None
+    line = cluster.stdout.readline()
+    while not line.startswith(word):
+        assert line, "the cluster has ended"
+        line = cluster.stdout.readline()
+    return line.split()[1:]
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(300)
+def test_a_notice_drains_the_node_of_its_machine_and_no_other(
+    busy_cluster: "subprocess.Popen[str]",
+):
+    taken, other = nodes_told(busy_cluster, "busy")
+    assert busy_cluster.stdin is not None
+
+    with (
+        metadata_service(chain([(404, "")] * 2, [(200, in_two_minutes())])) as its_own,
+        metadata_service(repeat((404, ""))) as calm,
+    ):
+        command = ("spot_notice.py", "--cloud", "aws", "--address")
+        bystander = start_job(*command, calm, "--node", other)
+        watcher = start_job(*command, its_own, "--node", taken)
+        output, _ = watcher.communicate(timeout=120)
+        busy_cluster.stdin.write("which\n")
+        busy_cluster.stdin.flush()
+        draining = nodes_told(busy_cluster, "draining")
+        watches_on = bystander.poll() is None
         os.kill(own_node(other).raylet.pid, signal.SIGKILL)
         last_words, _ = bystander.communicate(timeout=60)
-        cluster.stdin.write("end\n")
-        cluster.stdin.flush()
 
     assert watcher.returncode == 0, output
     assert "aws takes this machine back in 1" in output
+    assert f"Ray drains its node {taken[:8]}" in output
     assert draining == [taken]
+    assert watches_on
     assert (bystander.returncode, last_words) == (0, f"Ray's node {other[:8]} has ended\n")
