@@ -158,6 +158,12 @@ PEAK_BF16_FLOPS = (
 """Dense bf16 FLOP/s by a part of the device's name, first match first (vendors' data sheets)."""
 
 
-def gpu_peak_flops(name: str) -> float | None:
+TF32_SHARE = 0.5
+"""Of the bf16 FLOP/s of a GPU, what it makes with fp32 that is rounded to TF32, which is how
+training in float32 multiplies (vendors' data sheets)."""
+
+
+def gpu_peak_flops(name: str, dtype: str = "bfloat16") -> float | None:
     """Give the peak of a GPU by its name; None for one that is not in the table."""
-    return next((peak for part, peak in PEAK_BF16_FLOPS if part in name.lower()), None)
+    peak = next((peak for part, peak in PEAK_BF16_FLOPS if part in name.lower()), None)
+    return peak and peak * (TF32_SHARE if dtype == "float32" else 1)

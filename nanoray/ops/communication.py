@@ -64,6 +64,8 @@ class Work:
     gpus_per_node: int
     num_steps: int
     dollars_per_gpu_hour: float
+    dtype: str = "bfloat16"
+    """Of the computation."""
 
     @property
     def most_nodes(self) -> int:
@@ -167,7 +169,7 @@ def scaled(work: Work, links: Links, nodes: int) -> Scaled:
     bandwidth = links.bus_bandwidth(nodes)
     scatter = traffic.reduce_scatter_bytes / bandwidth
     gather = traffic.all_gather_bytes / bandwidth
-    memory = memory_per_gpu(work.model, min(batch, most_rows), workers)
+    memory = memory_per_gpu(work.model, min(batch, most_rows), workers, work.dtype)
     last_rows = most_rows - (passes - 1) * batch
     return Scaled(
         nodes=nodes,
@@ -179,7 +181,7 @@ def scaled(work: Work, links: Links, nodes: int) -> Scaled:
         all_gather_seconds=gather,
         last_backward_seconds=BACKWARD_SHARE * work.row_seconds * last_rows,
         efficiency=work.row_seconds * rows / workers / (compute + scatter + gather),
-        memory_bytes=memory.total + traffic.padding_memory_bytes,
+        memory_bytes=memory.total,
     )
 
 

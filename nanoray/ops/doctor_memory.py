@@ -40,16 +40,13 @@ class StepFacts:
 
 
 def estimate_bytes(recipe: Recipe, device_batch_size: int, world_size: int = 1) -> float:
-    """Estimate what a step takes on a CPU: as on a GPU, but for its context and the precision."""
-    parts = memory_per_gpu(recipe.model, device_batch_size, world_size)
-    width = DTYPES[recipe.dtype].itemsize / 2  # the parts in question are those of bf16
-    own = width * (parts.activations + parts.weight_copies + parts.logits)
-    kept = parts.weights + parts.gradients + parts.gradient_share + parts.optimizer_state
-    return own + kept
+    """Estimate what a step takes on a CPU: as on a GPU, but for its context."""
+    parts = memory_per_gpu(recipe.model, device_batch_size, world_size, recipe.dtype)
+    return parts.total - parts.context
 
 
 def expected_peak(measured: float, recipe: Recipe, device_batch_size: int, workers: int) -> float:
-    """Correct what one device alone took for the others, which share the optimizer's state."""
+    """Correct what one device alone took for the others: state is shared, and stacks are padded."""
     alone = memory_per_gpu(recipe.model, device_batch_size, 1).total
     return measured - alone + memory_per_gpu(recipe.model, device_batch_size, workers).total
 

@@ -80,12 +80,13 @@ def plan(config: PlanConfig) -> str:
     Raises:
         InputError: numbers that do not fit together, or a GPU whose speed is not known.
     """
-    peak = gpu_peak_flops(config.gpu)
+    decided = decide(config.pretrain, on_gpu=True, dtype="bfloat16")
+    assert decided.dtype, "decided"
+    peak = gpu_peak_flops(config.gpu, decided.dtype)
     if peak is None:
         raise InputError(
             f"--gpu {config.gpu} is not in the table. Give h100, h200, a100, b200, l40s ..."
         )
-    decided = decide(config.pretrain, on_gpu=True, dtype="bfloat16")
     if config.nodes is None:
         facts = plan_facts(decided, config, peak)
     else:
@@ -103,7 +104,9 @@ def plan_facts(run: PretrainConfig, config: PlanConfig, peak: float) -> dict[str
         check_rows(run, rows, workers)
     assert run.device_batch_size, "decided"
     microbatches = rows // run.device_batch_size
-    memory = memory_per_gpu(model, min(run.device_batch_size, -(-rows // workers)), workers)
+    assert run.dtype, "decided"
+    fitting = min(run.device_batch_size, -(-rows // workers))
+    memory = memory_per_gpu(model, fitting, workers, run.dtype)
     seconds = length.flops / (config.mfu * peak * workers)
     lr = rates(run, model)
     dataset = run.data if run.data in DATASETS else DEFAULT_DATASET
@@ -133,6 +136,7 @@ def plan_facts(run: PretrainConfig, config: PlanConfig, peak: float) -> dict[str
         "checkpoints_kept_bytes": checkpoint_bytes(model) * most_checkpoints(run, length.num_steps),
         "save_every": run.save_every,
         "gpu": config.gpu,
+        "dtype": run.dtype,
         "mfu": config.mfu,
         "tokens_per_second": length.tokens / seconds,
         "seconds_per_step": seconds / length.num_steps,
@@ -161,6 +165,7 @@ def plan_on_nodes(
     workers = workers_on(nodes, asked[1] if asked else None)
     run = dataclasses.replace(run, num_workers=str(workers))
     assert run.device_batch_size, "decided"
+    assert run.dtype, "decided"
     model = model_config(run)
     work = Work(
         model=model,
@@ -170,6 +175,7 @@ def plan_on_nodes(
         gpus_per_node=workers // nodes,
         num_steps=budget(run, model).num_steps,
         dollars_per_gpu_hour=price_of(run, config),
+        dtype=run.dtype,
     )
     links = links_of(config.gpu, config.network_gbit, config.inside_gbyte)
     told = communication_facts(work, links, nodes)
@@ -180,6 +186,11 @@ def embedded_bytes() -> int:
     """Give the size of the text that comes with nanoray, without its part for validation."""
     manifest = make_manifest(EMBEDDED, "text")
     return sum(s.num_bytes for s in manifest.shards if s.path != manifest.validation_shard)
+
+
+def mfu_of(facts: dict[str, Any]) -> str:  # Any: JSON
+    """Say of which peak the MFU is a part, where it is not that of bf16."""
+    return " of TF32's peak" if facts["dtype"] == "float32" else ""
 
 
 def data_text(facts: dict[str, Any]) -> str:  # Any: JSON
@@ -225,7 +236,7 @@ memory     per GPU, at the peak of a step (estimated):
 disk       {facts["checkpoint_bytes"] / 1e9:.1f} GB per checkpoint, \
 {facts["checkpoints_kept_bytes"] / 1e9:.1f} GB for those kept, one every {saved}
 data       {data_text(facts)}
-time       {duration(facts["hours"] * 3600)} at {100 * facts["mfu"]:.1f} % MFU on \
+time       {duration(facts["hours"] * 3600)} at {100 * facts["mfu"]:.1f} % MFU{mfu_of(facts)} on \
 {facts["num_workers"]} {facts["gpu"]}: {facts["tokens_per_second"]:,.0f} tokens/s, \
 {facts["seconds_per_step"]:.3g} s per step
 cost       ${facts["dollars"]:,.0f} at ${facts["dollars_per_gpu_hour"]:.2f} per GPU-hour \

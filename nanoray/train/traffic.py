@@ -12,26 +12,9 @@ from dataclasses import dataclass
 
 from nanoray.data.blocks import RECORD_FIELDS
 from nanoray.model.gpt import GPTConfig
+from nanoray.model.stacks import padding_memory_bytes, stack_shapes
 
-MASTER_BYTES = 4
-"""Of a parameter and its gradient: masters are fp32."""
 TOTALS_BYTES, NORM_BYTES, INT64_BYTES = 4 * 8, 4, 8
-
-
-@dataclass(frozen=True)
-class StackShape:
-    """Parameters of one shape, which the optimizer shares out together."""
-
-    count: int
-    """Matrices of the blocks, or rows of an embedding."""
-    item_bytes: int
-    """Of one of them."""
-    num_averages: int
-    """That the optimizer keeps of each parameter."""
-
-    def padding_bytes(self, world_size: int) -> int:
-        """Count the bytes that make the stack divisible by the ranks."""
-        return -self.count % world_size * self.item_bytes
 
 
 @dataclass(frozen=True)
@@ -70,34 +53,13 @@ class Traffic:
         return self.reduce_scatter_bytes + self.all_gather_bytes + small
 
 
-def stack_shapes(config: GPTConfig) -> list[StackShape]:
-    """List the stacks of a model: matrices of the blocks by their shape, and both embeddings."""
-    D, V = config.model_dim, config.vocab_size
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    hidden = config.mlp_ratio * D
-    counts: dict[tuple[int, int], int] = {}
-    for shape in ((queries, D), (keys, D), (keys, D), (D, queries), (hidden, D), (D, hidden)):
-        counts[shape] = counts.get(shape, 0) + config.num_layers
-    embedding_bytes = 2 if config.embedding_dtype == "bfloat16" else MASTER_BYTES
-    matrices = [
-        StackShape(count, rows * cols * MASTER_BYTES, num_averages=1)
-        for (rows, cols), count in counts.items()
-    ]
-    embeddings = [StackShape(V, D * size, 2) for size in (MASTER_BYTES, embedding_bytes)]
-    return embeddings + matrices
-
-
 def step_traffic(config: GPTConfig, rows_per_step: int, world_size: int) -> Traffic:
     """Count what a rank of so many sends in a step; nothing if it is alone."""
     stacks = stack_shapes(config)
-    padding = [stack.padding_bytes(world_size) for stack in stacks]
     return Traffic(
         world_size=world_size,
         gradient_bytes=sum(stack.count * stack.item_bytes for stack in stacks),
-        padding_bytes=sum(padding),
-        padding_memory_bytes=sum(
-            size * (2 + (1 + stack.num_averages) / world_size)
-            for size, stack in zip(padding, stacks, strict=True)
-        ),
+        padding_bytes=sum(stack.padding_bytes(world_size) for stack in stacks),
+        padding_memory_bytes=padding_memory_bytes(config, world_size),
         summed_bytes=TOTALS_BYTES + NORM_BYTES + rows_per_step * RECORD_FIELDS * INT64_BYTES,
     )

@@ -57,6 +57,15 @@ def test_d34_fits_an_80_gb_gpu_and_its_parts_sum_to_the_total() -> None:
     assert 40 * 2**30 < estimate.total < 68.2 * 2**30
 
 
+def test_what_is_computed_in_fp32_takes_twice_the_room_and_what_is_kept_the_same() -> None:
+    half, full = (memory_per_gpu(D34, 4, 8, dtype) for dtype in ("bfloat16", "float32"))
+
+    for name in ("activations", "weight_copies", "logits"):
+        assert getattr(full, name) == 2 * getattr(half, name)
+    for name in ("weights", "gradients", "optimizer_state", "padding", "context"):
+        assert getattr(full, name) == getattr(half, name)
+
+
 def test_more_workers_share_the_optimizer_and_a_larger_batch_costs_activations() -> None:
     alone, shared = (memory_per_gpu(D34, 4, world_size) for world_size in (1, 8))
     larger = memory_per_gpu(D34, 8, 8)

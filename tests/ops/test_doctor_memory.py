@@ -6,6 +6,8 @@ import pytest
 
 from nanoray.data.blocks import check_order
 from nanoray.data.plan import Cursor
+from nanoray.model.memory import memory_per_gpu
+from nanoray.model.stacks import padding_memory_bytes
 from nanoray.ops.doctor_memory import estimate_bytes, expected_peak, halvings, random_rows, try_step
 from nanoray.stages.pretrain import recipe_of
 from nanoray.stages.pretrain_config import PretrainConfig, decide
@@ -48,11 +50,24 @@ def test_more_rows_take_more_memory():
 
 
 def test_other_workers_take_over_a_part_of_the_optimizer():
-    alone = 1e9
+    alone, even = 1e9, recipe(4, depth=8)
 
-    assert expected_peak(alone, recipe(4), 4, 1) == alone
+    assert expected_peak(alone, even, 4, 1) == alone
     # Of the 8-byte averages and such seven eighths go; an eighth of the summed gradients comes.
-    assert expected_peak(alone, recipe(4), 4, 8) < alone
+    assert expected_peak(alone, even, 4, 8) < alone
+
+
+def test_a_step_of_several_workers_is_expected_to_hold_the_padding_of_the_stacks():
+    shares = recipe(4, depth=8)
+    parts = memory_per_gpu(shares.model, 4, 16)
+    padding = padding_memory_bytes(shares.model, 16)
+
+    assert parts.padding == padding > 0
+    # 32 matrices of the attention divide by 16; 8 of either shape of the MLP, 512 wide, do not.
+    assert padding == 4 * 2 * 8 * 4 * 512 * 512 * (2 + 2 / 16)
+    assert expected_peak(1e9, shares, 4, 16) == pytest.approx(
+        1e9 - memory_per_gpu(shares.model, 4, 1).total + parts.total
+    )
 
 
 def test_a_batch_that_cannot_fit_is_not_tried_and_a_smaller_one_is_named():

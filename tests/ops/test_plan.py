@@ -41,14 +41,35 @@ def test_the_parts_of_the_memory_sum_to_its_total() -> None:
 
 
 def test_checkpoints_that_are_kept_for_good_take_their_room_on_the_disk() -> None:
-    newest, more = (
-        json.loads(plan(PlanConfig(pretrain=replace(D34, **kept), json=True)))
-        for kept in ({}, {"keep_every": 10_000, "save_at": (5,)})
-    )
+    keeping = replace(D34, keep_every=10_000, save_at=(5,))
+
+    newest, more = (json.loads(plan(PlanConfig(pretrain=run, json=True))) for run in (D34, keeping))
 
     # 169,150 steps: 16 multiples of 10,000.
     assert newest["checkpoints_kept_bytes"] == 4 * newest["checkpoint_bytes"]
     assert more["checkpoints_kept_bytes"] == (4 + 16 + 1) * more["checkpoint_bytes"]
+
+
+def test_float32_takes_twice_the_activations_and_at_least_twice_the_time() -> None:
+    half, full = (
+        json.loads(plan(PlanConfig(pretrain=replace(D34, dtype=dtype), json=True)))
+        for dtype in ("bfloat16", "float32")
+    )
+
+    memory = [facts["memory_per_gpu_bytes"] for facts in (half, full)]
+    assert memory[1]["activations"] == 2 * memory[0]["activations"]
+    assert memory[1]["weights"] == memory[0]["weights"]
+    assert full["hours"] == pytest.approx(2 * half["hours"])
+    text = plan(PlanConfig(pretrain=replace(D34, dtype="float32")))
+    assert "at 47.4 % MFU of TF32's peak on 8 h100" in text
+
+
+def test_a_gpu_has_one_memory_with_and_without_the_section_on_nodes() -> None:
+    facts = json.loads(plan(PlanConfig(pretrain=D34, nodes=1, json=True)))
+
+    row = facts["communication"]["table"][0]
+    assert facts["memory_per_gpu_bytes"]["padding"] > 2e9
+    assert row["memory_bytes"] == facts["memory_per_gpu_bytes"]["total"]
 
 
 def test_a_worker_more_costs_the_same_money_and_less_time() -> None:
