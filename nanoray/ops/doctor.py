@@ -38,6 +38,7 @@ from nanoray.ops.doctor_cluster import (
 )
 from nanoray.ops.doctor_data import ExpectedData, TokenizerFacts, expect_data, look_at_tokenizer
 from nanoray.ops.doctor_findings import Diagnosis, Finding, Status, failed, ok, skipped
+from nanoray.ops.doctor_links import slowest
 from nanoray.ops.doctor_memory import estimate_bytes, expected_peak
 from nanoray.ops.doctor_node import Node, NodeFacts, own_versions
 from nanoray.ops.doctor_run_checks import (
@@ -304,11 +305,10 @@ def measured_findings(survey: Survey, run: MeantRun | None) -> list[Finding]:
     findings = [check_speed(speeds.flops, gpu)]
     if speeds.problem is None:
         # A head without GPUs has no ports of the fabric.
-        with_gpus = [survey.facts[node.name] for node in nodes if node.num_gpus]
-        fabric = min((facts.fabric_gbits for facts in with_gpus), default=0.0)
+        links = slowest(survey.facts[node.name].links for node in nodes if node.num_gpus)
         findings += [
             check_inside(speeds.inside, gpu),
-            check_between(speeds.between, gpu, fabric),
+            check_between(speeds.between, gpu, links),
         ]
     elif speeds.is_busy:
         return [skipped("speed, all-reduce, memory", f"{speeds.problem}: not measured")]

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from nanoray.model.scaling import gpu_peak_flops
 from nanoray.ops.doctor_findings import Finding, failed, gb, named, ok, skipped, warning
+from nanoray.ops.doctor_links import NodeLinks
 from nanoray.ops.doctor_network import (
     AllReduce,
     expected_between,
@@ -210,7 +211,7 @@ def check_inside(inside: Mapping[str, AllReduce], gpu: str | None) -> Finding:
     return ok("all-reduce inside", f"{found}; NVLink gives {rate(expected)}")
 
 
-def check_between(between: AllReduce | None, gpu: str | None, fabric_gbits: float) -> Finding:
+def check_between(between: AllReduce | None, gpu: str | None, links: NodeLinks) -> Finding:
     """Compare the all-reduce over all nodes with the line rate of their network."""
     if between is None:
         return skipped("all-reduce between", "one node, nothing to measure")
@@ -218,18 +219,38 @@ def check_between(between: AllReduce | None, gpu: str | None, fabric_gbits: floa
         f"{between.num_ranks} ranks: {rate(between.bytes_per_second)} bus bandwidth, "
         f"{micro(between.latency_seconds)}"
     )
-    expected = expected_between(gpu, fabric_gbits) if gpu else None
-    if expected is None:
+    if gpu is None:
         return ok("all-reduce between", found)
-    found = f"{found}; the line rate is {rate(expected)}"
-    if between.bytes_per_second < LEAST_NETWORK_SHARE * expected:
+    of_aws = expected_between(gpu, 0.0)
+    if links.is_aws and of_aws and not links.fabric_gbits:
         return warning(
             "all-reduce between",
-            found,
-            "See with NCCL_DEBUG=INFO that NCCL uses EFA or InfiniBand and not sockets: the "
-            "plugin, the security group, NCCL_SOCKET_IFNAME.",
+            f"{found}; AWS's node with such GPUs has {rate(of_aws)} by EFA, and here is no EFA port",
+            "Start the nodes with an EFA interface on each network card (cluster.yaml), from an "
+            "image that has its driver.",
         )
-    return ok("all-reduce between", found)
+    expected = (links.fabric_gbits or links.ethernet_gbits) * 1e9 / 8
+    if not expected:
+        return ok("all-reduce between", f"{found}; what the network can do is not known")
+    what = "the line rate" if links.fabric_gbits else "the line rate of Ethernet"
+    found = f"{found}; {what} is {rate(expected)}"
+    if between.bytes_per_second >= LEAST_NETWORK_SHARE * expected:
+        return ok("all-reduce between", found)
+    return warning("all-reduce between", found, remedy_between(links))
+
+
+def remedy_between(links: NodeLinks) -> str:
+    """Say what to look at where the network between nodes gives too little."""
+    if not links.fabric_gbits:
+        return (
+            "See with NCCL_DEBUG=INFO which interface NCCL uses (NCCL_SOCKET_IFNAME), and try more "
+            "sockets: NCCL_SOCKET_NTHREADS, NCCL_NSOCKS_PERTHREAD."
+        )
+    fabric = "EFA" if links.is_aws else "InfiniBand"
+    return (
+        f"See with NCCL_DEBUG=INFO that NCCL uses {fabric} and not sockets: the plugin, the "
+        "security group, NCCL_SOCKET_IFNAME."
+    )
 
 
 def rate(bytes_per_second: float) -> str:

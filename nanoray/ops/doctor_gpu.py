@@ -3,7 +3,6 @@
 import re
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
 SMI_FIELDS = (
     "index",
@@ -136,18 +135,3 @@ def kernel_log() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout
-
-
-def fabric_gbits() -> float:
-    """Sum the line rates of this machine's InfiniBand, RoCE or EFA ports, in Gbit/s.
-
-    The kernel writes them as "400 Gb/sec (4X NDR)".
-    """
-    rates = Path("/sys/class/infiniband").glob("*/ports/*/rate")
-    return sum(line_rate(path.read_text()) for path in rates)
-
-
-def line_rate(text: str) -> float:
-    """Read a line rate as the kernel writes it; 0 for anything else."""
-    first, _, unit = text.strip().partition(" ")
-    return float(first) if unit.startswith("Gb/sec") else 0.0

@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 
 import nanoray
-from nanoray.ops.doctor_gpu import GpuReport, ask_smi, fabric_gbits
+from nanoray.ops.doctor_gpu import GpuReport, ask_smi
+from nanoray.ops.doctor_links import NodeLinks, own_links
 
 NO_NCCL = "none"
 """The version of NCCL where torch was built for CPUs."""
@@ -59,8 +60,8 @@ class NodeFacts:
     memory_bytes: int
     """Free for new processes."""
     gpus: GpuReport = field(default_factory=GpuReport)
-    fabric_gbits: float = 0.0
-    """Line rate of what NCCL can use between nodes, 0 where there is only Ethernet."""
+    links: NodeLinks = field(default_factory=NodeLinks)
+    """To other nodes."""
 
 
 def describe_node(node: Node) -> NodeFacts:
@@ -71,7 +72,7 @@ def describe_node(node: Node) -> NodeFacts:
         shared_memory=space_of("/dev/shm") if os.path.isdir("/dev/shm") else None,
         memory_bytes=psutil.virtual_memory().available,
         gpus=ask_smi() if node.num_gpus else GpuReport(),
-        fabric_gbits=fabric_gbits(),
+        links=own_links(),
     )
 
 

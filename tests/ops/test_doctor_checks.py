@@ -16,6 +16,7 @@ from nanoray.ops.doctor_checks import (
 )
 from nanoray.ops.doctor_findings import Status
 from nanoray.ops.doctor_gpu import Gpu, GpuReport
+from nanoray.ops.doctor_links import NodeLinks
 from nanoray.ops.doctor_network import AllReduce
 from nanoray.ops.doctor_node import Node, NodeFacts, Space
 
@@ -173,19 +174,39 @@ def test_on_cpus_the_all_reduce_is_reported_without_a_verdict():
     between = AllReduce(2, 300e-6, 1e8)
 
     assert check_inside({"a": between}, None).status is Status.OK
-    assert check_between(between, None, 0.0).status is Status.OK
-    assert check_between(None, None, 0.0).status is Status.SKIPPED
+    assert check_between(between, None, NodeLinks()).status is Status.OK
+    assert check_between(None, None, NodeLinks()).status is Status.SKIPPED
 
 
 def test_nccl_over_sockets_is_found_by_its_bandwidth():
     sockets, efa = AllReduce(16, 80e-6, 8e9), AllReduce(16, 60e-6, 320e9)
 
-    finding = check_between(sockets, "NVIDIA H100 80GB HBM3", 0.0)
+    finding = check_between(sockets, H100.name, NodeLinks(3200.0, 100.0, is_aws=True))
 
     assert finding.status is Status.WARNING
-    assert "NCCL_DEBUG=INFO" in finding.remedy
-    assert check_between(efa, "NVIDIA H100 80GB HBM3", 3200.0).status is Status.OK
-    assert check_between(sockets, "NVIDIA H100 80GB HBM3", 100.0).status is Status.OK
+    assert "that NCCL uses EFA and not sockets" in finding.remedy
+    assert check_between(efa, H100.name, NodeLinks(3200.0)).status is Status.OK
+    assert check_between(sockets, H100.name, NodeLinks(100.0)).status is Status.OK
+
+
+def test_a_node_of_aws_without_efa_is_told_what_it_lacks():
+    finding = check_between(AllReduce(16, 80e-6, 8e9), H100.name, NodeLinks(0, 100.0, is_aws=True))
+
+    assert finding.status is Status.WARNING
+    assert "has 400 GB/s by EFA, and here is no EFA port" in finding.found
+    assert "EFA interface" in finding.remedy
+
+
+def test_ethernet_elsewhere_is_measured_by_its_own_speed_and_nobody_is_sent_to_efa():
+    fast, slow = AllReduce(16, 80e-6, 20e9), AllReduce(16, 80e-6, 5e9)
+
+    good, bad = (check_between(each, H100.name, NodeLinks(0, 200.0)) for each in (fast, slow))
+    unknown = check_between(slow, H100.name, NodeLinks())
+
+    assert (good.status, bad.status, unknown.status) == (Status.OK, Status.WARNING, Status.OK)
+    assert "the line rate of Ethernet is 25 GB/s" in bad.found
+    assert "what the network can do is not known" in unknown.found
+    assert not [f for f in (good, bad, unknown) if "EFA" in f.found + f.remedy]
 
 
 def test_a_node_with_little_disk_is_named():

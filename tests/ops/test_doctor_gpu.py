@@ -1,9 +1,7 @@
 import stat
 from pathlib import Path
 
-import pytest
-
-from nanoray.ops.doctor_gpu import SMI_FIELDS, ask_smi, line_rate, parse_smi, parse_xids
+from nanoray.ops.doctor_gpu import SMI_FIELDS, ask_smi, parse_smi, parse_xids
 
 HEALTHY = """\
 0, NVIDIA H100 80GB HBM3, 550.90.07, 31, 345, 1980, 0x0000000000000001, 0
@@ -48,13 +46,6 @@ def test_heat_errors_and_a_lost_gpu_are_read():
 
 def test_errors_of_hardware_are_found_once_each_and_those_of_programs_not():
     assert parse_xids(KERNEL_LOG) == ("Xid 79 of 0000:3b:00", "Xid 94 of 0000:86:00")
-
-
-@pytest.mark.parametrize(
-    ("text", "gbits"), [("400 Gb/sec (4X NDR)\n", 400.0), ("2.5 Gb/sec (1X SDR)", 2.5), ("", 0.0)]
-)
-def test_line_rates_are_read_as_the_kernel_writes_them(text: str, gbits: float):
-    assert line_rate(text) == gbits
 
 
 def put_smi(monkeypatch, folder: Path, script: str) -> None:
