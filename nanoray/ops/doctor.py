@@ -14,7 +14,7 @@ from nanoray.cluster import connection
 from nanoray.config import InputError
 from nanoray.data.blocks import layout_for
 from nanoray.data.feed import window_rows
-from nanoray.model.scaling import num_parameters
+from nanoray.model.scaling import flops_per_token, gpu_peak_flops, num_parameters
 from nanoray.ops.doctor_checks import (
     check_between,
     check_disks,
@@ -49,6 +49,7 @@ from nanoray.ops.doctor_run_checks import (
     check_tokenizer,
 )
 from nanoray.ops.doctor_storage import probe_folder
+from nanoray.ops.plan import PlanConfig
 from nanoray.stages.pretrain import open_stage, recipe_of
 from nanoray.stages.pretrain_config import (
     PretrainConfig,
@@ -284,7 +285,9 @@ def findings_on_run(survey: Survey, run: MeantRun | None) -> list[Finding]:
     """Say what storage, data and tokenizer of the run are like."""
     storages = {name: a.storage for name, a in survey.spoke.items() if a.storage}
     shards = {name: answer.data for name, answer in survey.spoke.items() if answer.data}
-    findings = check_storage(survey.storage, storages, saving_of(run), survey.storage_error)
+    findings = check_storage(
+        survey.storage, storages, saving_of(run, survey.gpu), survey.storage_error
+    )
     if run is None:
         return findings
     assert run.config.vocab_size, "decided"
@@ -355,16 +358,32 @@ def stream_bytes(run: MeantRun | None) -> float | None:
     return 2.0 * row * window_rows(layout, most)
 
 
-def saving_of(run: MeantRun | None) -> Saving | None:
-    """Say how much the run writes, and how often at most."""
+def saving_of(run: MeantRun | None, gpu: str | None) -> Saving | None:
+    """Say how much the run writes, and how often."""
     if run is None:
         return None
     config, model = run.config, run.recipe.model
-    minutes = config.save_every_minutes
     waiting = most_waiting(run.recipe, run.resources) if run.resources else 0
     return Saving(
         checkpoint_bytes=checkpoint_bytes(model),
         weights_bytes=4 * num_parameters(model),
         num_kept=most_checkpoints(config, run.recipe.schedule.num_steps, waiting),
-        interval_seconds=MOST_SECONDS if minutes is None else 60 * minutes,
+        interval_seconds=save_interval(run, gpu),
     )
+
+
+def save_interval(run: MeantRun, gpu: str | None) -> float | None:
+    """Estimate the seconds between two checkpoints, None where nobody knows how long a step is.
+
+    Left to itself a run saves once an hour or more often, as its storage lets it.
+    """
+    config, recipe = run.config, run.recipe
+    asked = [] if config.save_every_minutes is None else [60 * config.save_every_minutes]
+    if config.save_every is not None:
+        peak = gpu_peak_flops(gpu, recipe.dtype) if gpu else None
+        if peak is None or run.resources is None:
+            return asked[0] if asked else None
+        workers = run.resources.num_workers[1]
+        flops = rows_per_step(config) * recipe.model.max_seq_len * flops_per_token(recipe.model)
+        asked.append(config.save_every * flops / (PlanConfig.mfu * peak * workers))
+    return min(asked, default=MOST_SECONDS)

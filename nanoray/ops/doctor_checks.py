@@ -225,7 +225,8 @@ def check_between(between: AllReduce | None, gpu: str | None, links: NodeLinks) 
     if links.is_aws and of_aws and not links.fabric_gbits:
         return warning(
             "all-reduce between",
-            f"{found}; AWS's node with such GPUs has {rate(of_aws)} by EFA, and here is no EFA port",
+            f"{found}; AWS's node with such GPUs has {rate(of_aws)} by EFA, and here is no "
+            "EFA port",
             "Start the nodes with an EFA interface on each network card (cluster.yaml), from an "
             "image that has its driver.",
         )

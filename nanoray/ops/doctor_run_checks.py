@@ -22,8 +22,8 @@ class Saving:
     weights_bytes: int
     """Written by one rank; the rest is shared by all."""
     num_kept: int
-    interval_seconds: float
-    """Between two checkpoints, at most."""
+    interval_seconds: float | None
+    """Between two checkpoints, at most; None where they are counted in steps of unknown length."""
 
 
 def check_storage(
@@ -72,11 +72,11 @@ def check_storage_speed(facts: Mapping[str, StorageFacts], saving: Saving | None
         return ok("storage", found)
     together = sum(seen.write_bytes_per_second for seen in facts.values())
     seconds = max(saving.weights_bytes / write, saving.checkpoint_bytes / together)
-    found = (
-        f"{found}: {seconds:.3g} s for a checkpoint of {gb(saving.checkpoint_bytes)}, one in "
-        f"{saving.interval_seconds:.0f} s at most"
-    )
-    remedy = "Give a faster --storage, or a longer --save-every-minutes."
+    found = f"{found}: {seconds:.3g} s for a checkpoint of {gb(saving.checkpoint_bytes)}"
+    if saving.interval_seconds is None:
+        return ok("storage", found)
+    found = f"{found}, one in {saving.interval_seconds:.0f} s at most"
+    remedy = "Give a faster --storage, or a longer --save-every or --save-every-minutes."
     if seconds > saving.interval_seconds:
         return failed("storage", f"too slow: {found}", remedy)
     if seconds > MUCH_OF_INTERVAL * saving.interval_seconds:

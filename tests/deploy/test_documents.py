@@ -1,6 +1,7 @@
 """docs/clusters.md and SECURITY.md name files, flags and settings that exist."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,14 @@ def test_what_needs_a_cloud_is_marked():
 
 def test_the_keys_are_named_as_the_server_reads_them():
     assert KEYS_VARIABLE in (ROOT / "SECURITY.md").read_text()
+
+
+def test_every_dependency_is_explained():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    table = (ROOT / "README.md").read_text().split("## Dependencies")[1]
+
+    named = {re.split(r"[\[<>=]", each)[0] for each in project["dependencies"]}
+    explained = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)
+
+    told = {name for row in explained for name in re.sub(r"\[.*\]", "", row).split(", ")}
+    assert named - told == set()

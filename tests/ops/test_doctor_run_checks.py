@@ -45,6 +45,13 @@ def test_storage_on_which_no_checkpoint_gets_done_in_time_fails():
     assert speed.status is Status.FAILED
 
 
+def test_a_checkpoint_each_few_steps_of_unknown_length_gets_no_verdict():
+    speed, _ = check_storage("/runs", {"a": FAST}, replace(D34, interval_seconds=None), None)
+
+    assert speed.status is Status.OK
+    assert speed.found.endswith("52 s for a checkpoint of 26.00 GB")
+
+
 def test_a_node_that_sees_another_storage_is_named():
     (finding,) = check_storage("/runs", {"a": FAST, "b": StorageFacts()}, D34, None)
 
