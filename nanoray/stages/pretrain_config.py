@@ -231,12 +231,16 @@ def checkpoint_bytes(model: GPTConfig) -> int:
 def most_checkpoints(config: RunConfig, num_steps: int, waiting: int = 0) -> int:
     """Count the checkpoints that a stage has in its storage at most, while one more is written.
 
+    Multiples of `keep_every` are kept where they are saved: without `save_every` few of them are,
+    and they are not counted.
+
     Args:
         config: what is kept of those that are saved.
         num_steps: length of the stage.
         waiting: that are kept until they are evaluated.
     """
-    multiples = num_steps // config.keep_every if config.keep_every else 0
+    both = math.lcm(config.keep_every or 0, config.save_every or 0)  # 0 where one is missing
+    multiples = num_steps // both if both else 0
     asked_for = sum(step <= num_steps for step in set(config.save_at))
     return config.keep_last + 1 + multiples + asked_for + waiting
 

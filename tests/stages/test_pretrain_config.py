@@ -131,8 +131,9 @@ def test_validation_uses_as_many_whole_rows_as_were_asked_for(tokens: int, rows:
 
 def test_checkpoints_that_are_kept_for_good_are_counted_with_the_newest() -> None:
     newest = PretrainConfig(keep_last=3)
-    more = PretrainConfig(keep_last=3, keep_every=100, save_at=(7, 950, 950, 1001))
+    more = PretrainConfig(keep_last=3, save_every=20, keep_every=50, save_at=(7, 950, 950, 1001))
 
     assert most_checkpoints(newest, 1000) == 4
     assert most_checkpoints(newest, 1000, waiting=5) == 9
-    assert most_checkpoints(more, 1000) == 4 + 10 + 2
+    assert most_checkpoints(more, 1000) == 4 + 10 + 2, "every 100th is saved and kept"
+    assert most_checkpoints(dataclasses.replace(more, save_every=None), 1000) == 4 + 2

@@ -108,7 +108,7 @@ def test_checkpoints_that_are_kept_for_good_need_room_too(
     monkeypatch.setattr("nanoray.storage.shutil", RoomFor(2 * size + 1))
 
     check_space(newest, job.recipe, folder, resources)
-    for more in (replace(newest, keep_every=steps), replace(newest, save_at=(1,))):
+    for more in (replace(newest, save_every=1, keep_every=steps), replace(newest, save_at=(1,))):
         with pytest.raises(StorageError, match="raise --keep-every"):
             check_space(more, job.recipe, folder, resources)
 
