@@ -1,9 +1,19 @@
 """Intervals, against published values, simulation and closed forms."""
 
+import math
+
 import numpy as np
 import pytest
 
-from evals.statistics import centered, difference_interval, mean_interval, wilson_interval
+from evals.statistics import (
+    BETTER_WORSE_SAME,
+    RIGHT_OR_WRONG,
+    centered,
+    difference_interval,
+    mean_interval,
+    score_interval,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,19 +41,44 @@ def test_guessing_is_centred_to_zero_and_knowing_to_one() -> None:
     assert [centered(a, 0.25) for a in (0.25, 1.0, 0.0)] == pytest.approx([0, 1, -1 / 3])
 
 
-def test_the_interval_of_a_mean_is_that_of_drawing_examples_anew() -> None:
-    rng = np.random.default_rng(1)
-    tasks = [(rng.random(n) < p, b) for n, p, b in ((50, 0.4, 0.25), (300, 0.7, 0.5), (9, 0, 0))]
-    drawn = []
-    for _ in range(4000):
-        means = [rng.choice(outcomes, len(outcomes)).mean() for outcomes, _ in tasks]
-        pairs = zip(means, tasks, strict=True)
-        drawn.append(np.mean([centered(float(mean), b) for mean, (_, b) in pairs]))
-    expected = np.quantile(drawn, [0.025, 0.975])
+def outcomes(num_right: int, num_examples: int) -> list[bool]:
+    return [index < num_right for index in range(num_examples)]
 
-    found = mean_interval([(outcomes.tolist(), b) for outcomes, b in tasks])
 
-    assert found == pytest.approx(expected.tolist(), abs=0.01)  # 4,000 draws
+@pytest.mark.parametrize(("right", "n"), [(0, 10), (10, 10), (1, 1), (3, 10), (81, 263)])
+def test_the_interval_of_the_mean_of_one_task_is_that_of_its_share(right: int, n: int) -> None:
+    expected = [centered(end, 0.25) for end in wilson_interval(right, n)]
+
+    assert mean_interval([(outcomes(right, n), 0.25)]) == pytest.approx(expected, abs=1e-9)
+
+
+def test_tasks_that_are_alike_have_the_interval_of_one_large_task() -> None:
+    found = mean_interval([(outcomes(0, 10), 0.0)] * 22)
+
+    assert found == pytest.approx(wilson_interval(0, 220), abs=1e-9)
+
+
+@pytest.mark.parametrize(("better", "worse", "n"), [(12, 2, 50), (0, 0, 10), (7, 7, 20), (0, 5, 9)])
+def test_the_interval_of_one_difference_is_that_of_tango(better: int, worse: int, n: int) -> None:
+    first = outcomes(worse, n)
+    second = [worse <= index < worse + better for index in range(n)]
+
+    for end in difference_interval([(first, second, 0.0)]):
+        # Tango 1998: the score test, with the likeliest share that is worse in closed form.
+        linear = (2 * n - better + worse) * end - better - worse
+        root = math.sqrt(linear**2 + 8 * n * worse * end * (1 - end))
+        share = (root - linear) / (4 * n)
+        score = (better - worse - n * end) / math.sqrt(n * (2 * share + end * (1 - end)))
+        assert abs(score) == pytest.approx(1.959964, abs=1e-5)
+
+
+def test_two_models_that_both_know_nothing_may_differ() -> None:
+    nothing = outcomes(0, 10)
+
+    low, high = difference_interval([(nothing, nothing, 0.0)])
+
+    # Tango's equation is then n d^2 = z^2 d (1 - d).
+    assert (-low, high) == pytest.approx([1.959964**2 / (10 + 1.959964**2)] * 2, abs=1e-6)
 
 
 def test_what_both_models_get_wrong_does_not_widen_their_difference() -> None:
@@ -52,17 +87,32 @@ def test_what_both_models_get_wrong_does_not_widen_their_difference() -> None:
 
     low, high = difference_interval([(hard, one_better, 0.0)])
 
-    assert low == 0
-    assert 0.001 < high < 0.005
-    assert difference_interval([(hard, hard, 0.25)]) == (0, 0)
+    assert -0.004 < low < 0 < 0.001 < high < 0.006
 
 
-def test_the_interval_of_a_difference_is_that_of_drawing_pairs_anew() -> None:
+@pytest.mark.parametrize(
+    ("num_tasks", "n", "share"), [(1, 30, 0.1), (6, 10, 0.05), (6, 10, 0.95), (22, 10, 0.02)]
+)
+def test_the_interval_of_a_mean_holds_the_truth_as_often_as_it_says(
+    num_tasks: int, n: int, share: float
+) -> None:
+    right = np.random.default_rng(1).binomial(n, share, (300, num_tasks)).astype(float)
+    scales = np.full(num_tasks, 1 / num_tasks)
+
+    low, high = score_interval(np.stack([right, n - right], -1), RIGHT_OR_WRONG, scales)
+
+    held = float(np.mean((low <= share) & (share <= high)))
+    assert 0.91 <= held <= 0.99  # 300 draws: 0.013; whole numbers of answers: about as much
+
+
+@pytest.mark.parametrize(("better", "worse"), [(0.02, 0.02), (0.3, 0.05)])
+def test_the_interval_of_a_difference_holds_the_truth_as_often_as_it_says(
+    better: float, worse: float
+) -> None:
     rng = np.random.default_rng(2)
-    a, b = rng.random(200) < 0.4, rng.random(200) < 0.6
-    places = rng.integers(0, 200, (4000, 200))
-    expected = np.quantile((b[places].mean(1) - a[places].mean(1)) / 0.75, [0.025, 0.975])
+    counts = rng.multinomial(30, [better, worse, 1 - better - worse], (300, 6)).astype(float)
 
-    found = difference_interval([(a.tolist(), b.tolist(), 0.25)])
+    low, high = score_interval(counts, BETTER_WORSE_SAME, np.full(6, 1 / 6))
 
-    assert found == pytest.approx(expected.tolist(), abs=0.015)
+    held = float(np.mean((low <= better - worse) & (better - worse <= high)))
+    assert 0.91 <= held <= 0.99
