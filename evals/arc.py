@@ -3,7 +3,7 @@
 from typing import Literal
 
 from evals.choices import choice_example, grade_letter
-from evals.hub import read_split
+from evals.hub import local_files, read_split
 from nanoray.task import Example, Grade
 
 
@@ -25,6 +25,7 @@ class ARC:
         self.name: str = config
         columns = ("question", "choices", "answerKey")
         self.rows = read_split("allenai/ai2_arc", config, split, hub_dir, columns=columns)
+        self.hub_files = local_files("allenai/ai2_arc", config, split, hub_dir)
 
     def __len__(self) -> int:
         """Give the number of questions."""

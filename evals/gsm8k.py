@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from evals.hub import read_split
+from evals.hub import local_files, read_split
 from nanoray.config import DataError
 from nanoray.task import Example, Grade
 
@@ -29,6 +29,7 @@ class GSM8K:
     def __init__(self, split: Literal["train", "test"], hub_dir: str | None = None) -> None:
         columns = ("question", "answer")
         self.rows = read_split("openai/gsm8k", "main", split, hub_dir, columns=columns)
+        self.hub_files = local_files("openai/gsm8k", "main", split, hub_dir)
 
     def __len__(self) -> int:
         """Give the number of problems."""

@@ -85,6 +85,11 @@ def read_table(
     return table, np.random.default_rng(SHUFFLE_SEED).permutation(table.num_rows)
 
 
+def local_files(dataset: str, config: str, split: str, hub_dir: str | None) -> tuple[str, ...]:
+    """Name the files of a split in the folder that stands for the hub; none of the hub's own."""
+    return () if hub_dir is None else (str(find_split(dataset, config, split, hub_dir)),)
+
+
 def find_split(dataset: str, config: str, split: str, hub_dir: str) -> Path:
     """Give the file of a split in a local folder.
 

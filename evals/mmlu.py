@@ -3,7 +3,7 @@
 from typing import Literal
 
 from evals.choices import choice_example, grade_letter
-from evals.hub import read_split
+from evals.hub import local_files, read_split
 from nanoray.config import DataError
 from nanoray.task import Example, Grade
 
@@ -31,8 +31,10 @@ class MMLU:
             columns = [f"train.{column}" for column in COLUMNS]
             wrapped = read_split("cais/mmlu", split, "train", hub_dir, columns=columns)
             self.rows = [row["train"] for row in wrapped]
+            self.hub_files = local_files("cais/mmlu", split, "train", hub_dir)
         else:
             self.rows = read_split("cais/mmlu", "all", split, hub_dir, columns=COLUMNS)
+            self.hub_files = local_files("cais/mmlu", "all", split, hub_dir)
 
     def __len__(self) -> int:
         """Give the number of questions."""

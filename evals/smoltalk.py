@@ -4,7 +4,7 @@ from typing import Literal
 
 import pyarrow as pa
 
-from evals.hub import read_table
+from evals.hub import local_files, read_table
 from nanoray.config import DataError
 from nanoray.task import Example
 
@@ -21,6 +21,7 @@ class SmolTalk:
     def __init__(self, split: Literal["train", "test"], hub_dir: str | None = None) -> None:
         dataset = "HuggingFaceTB/smol-smoltalk"
         table, self.order = read_table(dataset, "default", split, hub_dir, columns=("messages",))
+        self.hub_files = local_files(dataset, "default", split, hub_dir)
         self.conversations = table["messages"]
         kind = self.conversations.type
         fields = kind.value_type.names if pa.types.is_list(kind) else []

@@ -199,7 +199,7 @@ def differences(stage: str, config: RunConfig, run: RunFolder) -> str:
     given = with_absolute_sources(config)
     sources = sources_now(folder, given, given)
     facts = {"from": start.name, "weights": start.weights_hash(), "sources": sources}
-    return " and ".join(changed + changed_facts(folder, facts))
+    return " and ".join(changed + changed_facts(folder, facts, getattr(config, "hub_dir", None)))
 
 
 def other_inputs(folder: StageFolder, config: PretrainConfig, began_with: str | None) -> list[str]:

@@ -42,7 +42,14 @@ from nanoray.stages.stage_driver import (
     planned,
     run_stage,
 )
-from nanoray.stages.start import Opened, find_tokenizer, has_mixture, keep_start, open_later_stage
+from nanoray.stages.start import (
+    Opened,
+    find_tokenizer,
+    has_mixture,
+    hub_fingerprints,
+    keep_start,
+    open_later_stage,
+)
 from nanoray.stages.training_job import TrainingJob
 from nanoray.storage import is_local, move_folder, read_json, write_json
 from nanoray.task import Example, Lessons
@@ -200,7 +207,10 @@ def mixture(
     name = f".{folder.name}-mixture"
     aside = folder.run.path(name)
     try:
-        mix(config, opened, aside, read_sources(config, make_lessons))
+        sources = read_sources(config, make_lessons)
+        lessons = [part.lessons for parts in sources for part in parts]
+        opened.facts["hub"] = hub_fingerprints(lessons, config.hub_dir)
+        mix(config, opened, aside, sources)
         yield list_mixture(f"{folder.run}/{name}", saved)
     except BaseException:
         if fs.exists(aside):
@@ -224,6 +234,7 @@ def mix(
     facts = {
         "training": config.mixture,
         "validation": config.validation_mixture,
+        "files of --hub-dir": opened.facts["hub"],
         **{
             f"file of {flag(name)}": known
             for name, known in opened.facts["sources"].items()

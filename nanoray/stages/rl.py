@@ -27,7 +27,7 @@ from nanoray.stages.stage_driver import (
     on_gpu,
     run_stage,
 )
-from nanoray.stages.start import find_tokenizer, keep_start, open_later_stage
+from nanoray.stages.start import find_tokenizer, hub_fingerprints, keep_start, open_later_stage
 from nanoray.stages.training_job import TrainingJob
 from nanoray.task import ChosenTask, JoinedTask, Task
 from nanoray.text.chat import render_for_completion
@@ -74,6 +74,7 @@ def prepare(config: RLConfig, storage: str, make_task: MakeTask) -> TrainingJob:
     config = decide(config, model, on_gpu=on_gpu(), dtype=default_dtype())
     names = [name.strip() for name in config.tasks.split(",")]
     joined = [JoinedTask([make_task(config, name, split) for name in names]) for split in SPLITS]
+    opened.facts["hub"] = hub_fingerprints([t for j in joined for t in j.tasks], config.hub_dir)
     task = within_context(joined[0], tokenizer, model)
     held_out = within_context(joined[1].in_turn(), tokenizer, model)
     config = with_length(config, len(task))

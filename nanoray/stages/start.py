@@ -8,6 +8,8 @@ have been trained anew since, and files may have changed: then it is not the sam
 import dataclasses
 import hashlib
 import logging
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +20,7 @@ from nanoray.data.datasets import EMBEDDED_WORDS
 from nanoray.stages.finetune_config import FinetuneConfig
 from nanoray.stages.rl_config import RLConfig
 from nanoray.storage import RunFolder, StageFolder, open_location, read_json, write_json
+from nanoray.task import Lessons
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.text.tokenizer_file import load_tokenizer
 from nanoray.train.checkpoint_files import committed_steps
@@ -86,7 +89,7 @@ def open_later_stage(stage: str, config: Later, storage: str) -> tuple[Later, Op
             folder.run.forget_stage(stage)  # somebody has deleted its folder
         return config, Opened(folder, start, facts, has_begun=False)
     config = continue_config(from_json(type(config), saved), config)
-    changed = changed_facts(folder, facts)
+    changed = changed_facts(folder, facts, config.hub_dir)
     if changed:
         raise InputError(
             f"{folder} began with other {' and '.join(changed)}. Restore what it began with, or "
@@ -95,7 +98,11 @@ def open_later_stage(stage: str, config: Later, storage: str) -> tuple[Later, Op
     return config, Opened(folder, start, facts, has_begun=True)
 
 
-def changed_facts(folder: StageFolder, facts: dict[str, Any]) -> list[str]:  # Any: JSON
+def changed_facts(
+    folder: StageFolder,
+    facts: dict[str, Any],  # Any: JSON
+    hub_dir: str | None,
+) -> list[str]:
     """Say what is not as it was when a stage began.
 
     Sources count where both starts name them: what is left out now is what it was.
@@ -105,11 +112,33 @@ def changed_facts(folder: StageFolder, facts: dict[str, Any]) -> list[str]:  # A
     if began.get("weights", facts["weights"]) != facts["weights"]:
         changed.append(f"weights of {facts['from']}")
     before, now = began.get("sources", {}), facts["sources"]
-    return changed + [
+    changed += [
         f"contents of {flag(name)}"
         for name in now
         if now[name] is not None and before.get(name, now[name]) != now[name]
     ]
+    if hub_dir is not None and hub_differs(connection.absolute_address(hub_dir), began.get("hub")):
+        changed.append("contents of --hub-dir")
+    return changed
+
+
+def hub_differs(hub_dir: str, began: dict[str, str] | None) -> bool:
+    """Say whether a folder has not the files that were read of the one a stage began with.
+
+    A folder that is not there is not looked at: a mixture that is stored does not need it.
+    """
+    if not began or not os.path.isdir(hub_dir):
+        return False
+    return any(fingerprint(f"{hub_dir}/{name}") != known for name, known in began.items())
+
+
+def hub_fingerprints(lessons: Iterable[Lessons], hub_dir: str | None) -> dict[str, str]:
+    """Hash the files that lessons were read from, by their names in the folder for the hub."""
+    if hub_dir is None:
+        return {}
+    root = connection.absolute_address(hub_dir)
+    files = {file for one in lessons for file in getattr(one, "hub_files", ())}
+    return {os.path.relpath(file, root): fingerprint(file) for file in sorted(files)}
 
 
 def keep_start(opened: Opened) -> None:

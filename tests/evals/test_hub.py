@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evals.hub import read_split, read_table
+from evals.gsm8k import GSM8K
+from evals.hub import local_files, read_split, read_table
 from nanoray.config import DataError, InputError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -204,3 +205,12 @@ def test_a_table_and_its_order_are_the_rows(tmp_path: Path) -> None:
 
     assert table["number"].to_pylist() == list(range(10))
     assert order.tolist() == SHUFFLED
+
+
+def test_a_source_knows_the_file_that_it_was_read_from(tmp_path: Path) -> None:
+    file = tmp_path / "openai/gsm8k/main/train.parquet"
+    file.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"question": ["1 + 1?"], "answer": ["#### 2"]}), file)
+
+    assert GSM8K("train", str(tmp_path)).hub_files == (str(file),)
+    assert local_files(REPO, "main", "test", None) == ()

@@ -1,6 +1,7 @@
 """The whole path as one job: what is done is skipped, what is half done goes on."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from nanoray.data.manifest import make_manifest
 from nanoray.ops.pipeline import PipelineConfig, differences, run_once, stage_config
 from nanoray.stages.finetune_config import FinetuneConfig
 from nanoray.stages.pretrain_config import PretrainConfig
-from nanoray.stages.start import keep_start, open_later_stage
-from nanoray.storage import RunFolder, write_json
+from nanoray.stages.start import hub_fingerprints, keep_start, open_later_stage
+from nanoray.storage import RunFolder, read_json, write_json
+from nanoray.task import Example
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.text.tokenizer_file import save_tokenizer
 from tests.running import TINY, Cluster, kill_job, run_job, small_corpus, start_job, wait_for_step
@@ -147,6 +149,21 @@ def begin(storage: Path, config: FinetuneConfig) -> RunFolder:
     return run
 
 
+class NoLessons:
+    name = "made up"
+
+    def __len__(self) -> int:
+        return 0
+
+    def example(self, index: int) -> Example:
+        raise IndexError(index)
+
+
+class ReadLessons(NoLessons):
+    def __init__(self, *files: str) -> None:
+        self.hub_files = files
+
+
 def test_what_is_left_open_is_as_it_was(tmp_path: Path) -> None:
     run = begin(tmp_path, FinetuneConfig())
 
@@ -181,6 +198,27 @@ def test_other_weights_and_other_contents_of_a_file_are_differences(tmp_path: Pa
     model = tiny_gpt(vocab_size=tiny_tokenizer().vocab_size)
     save_model(run.stage("pretrain"), model, tiny_tokenizer())
     assert "weights of r/pretrain@10" in differences("sft", config, run)
+
+
+def test_another_folder_for_the_hub_is_a_difference(tmp_path: Path) -> None:
+    write_text(tmp_path / "hub/org.parquet", "one")
+    write_text(tmp_path / "hub/unread.parquet", "one")
+    shutil.copytree(tmp_path / "hub", tmp_path / "same")
+    config = FinetuneConfig(hub_dir=str(tmp_path / "hub"))
+    run = begin(tmp_path, config)
+    stage = run.stage("sft")
+    lessons = ReadLessons(str(tmp_path / "hub/org.parquet"))
+    hub = hub_fingerprints([lessons, NoLessons()], config.hub_dir)
+    began = read_json(run.fs, stage.path("start.json")) or {}
+    write_json(run.fs, stage.path("start.json"), {**began, "hub": hub})
+
+    write_text(tmp_path / "hub/unread.parquet", "two")
+    assert differences("sft", config, run) == ""
+    assert differences("sft", FinetuneConfig(hub_dir=str(tmp_path / "same")), run) == ""
+    assert differences("sft", FinetuneConfig(hub_dir=str(tmp_path / "none")), run) == ""
+    write_text(tmp_path / "same/org.parquet", "two")
+    changed = differences("sft", FinetuneConfig(hub_dir=str(tmp_path / "same")), run)
+    assert changed == "contents of --hub-dir"
 
 
 def test_a_stage_that_has_changed_begins_afresh_and_pretraining_never_does(tmp_path: Path) -> None:

@@ -229,6 +229,29 @@ def test_a_start_that_was_killed_before_it_began_is_no_hindrance(tmp_path: Path)
     assert len(learned(tmp_path)) == 3
 
 
+def test_what_was_read_of_the_hub_is_written_down(tmp_path: Path) -> None:
+    save_base(tmp_path, "r")
+    file = tmp_path / "hub/org/set/train.parquet"
+    chats = find_conversations(str(write_chats(tmp_path / "own.jsonl", count=9)))
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"rows")
+
+    class Read(SomeConversations):
+        hub_files = (str(file),)
+
+    asked = FinetuneConfig(run="r", mixture="gsm8k", hub_dir=str(tmp_path / "hub"))
+    config, opened = open_later_stage("sft", asked, str(tmp_path))
+    config = with_mixture(config, COURSES["sft"])
+    with mixture(config, opened, lambda *_: Read(chats, range(9))):
+        pass
+    keep_start(opened)
+
+    start = json.loads((tmp_path / "r/sft/start.json").read_text())
+    mixed = json.loads((tmp_path / "r/sft/mixture/mixture.json").read_text())
+    assert list(start["hub"]) == ["org/set/train.parquet"]
+    assert mixed["files of --hub-dir"] == start["hub"]
+
+
 def test_a_mixture_that_was_deleted_is_mixed_again_from_the_same(tmp_path: Path) -> None:
     save_base(tmp_path, "r")
     chats = write_chats(tmp_path / "own.jsonl", count=9)
