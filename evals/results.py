@@ -7,6 +7,7 @@ from typing import Any
 
 from evals.statistics import (
     Interval,
+    bootstrap_interval,
     centered,
     difference_interval,
     mean_interval,
@@ -105,6 +106,9 @@ class Mean:
 
     value: float
     interval: Interval
+    """The score interval: also of few answers, or of answers that are all alike."""
+    bootstrap: Interval
+    """The same by the bootstrap, as others report it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +145,10 @@ class EvalReport:
         if not results or self.left_out(group):
             return None
         value = sum(task.centered for task in results) / len(results)
-        interval = mean_interval([(task.right, task.baseline) for task in results])
-        return Mean(value=value, interval=interval)
+        outcomes = [(task.right, task.baseline) for task in results]
+        return Mean(
+            value=value, interval=mean_interval(outcomes), bootstrap=bootstrap_interval(outcomes)
+        )
 
     def only(self, names: Sequence[str]) -> "EvalReport":
         """Give the results of some tasks, in the order of the names."""
@@ -158,7 +164,11 @@ class EvalReport:
             **dataclasses.asdict(self),
             "tasks": [task.to_json() for task in self.tasks],
             "means": {
-                name: {"value": mean.value, "interval_95": mean.interval}
+                name: {
+                    "value": mean.value,
+                    "interval_95": mean.interval,
+                    "bootstrap_95": mean.bootstrap,
+                }
                 for name, mean in means.items()
                 if mean
             },

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 Z_95 = 1.959963984540054
 """Standard normal quantile of 97.5 %: of all intervals here, 95 % hold the true value."""
+BOOTSTRAP_DRAWS, BOOTSTRAP_SEED = 10_000, 0
 RIGHT_OR_WRONG = np.array([1.0, 0.0])
 """What an answer counts in a share."""
 BETTER_WORSE_SAME = np.array([1.0, -1.0, 0.0])
@@ -49,6 +50,25 @@ def mean_interval(tasks: Sequence[tuple[Outcomes, float]]) -> Interval:
     return float(low) - guessing, float(high) - guessing
 
 
+def bootstrap_interval(tasks: Sequence[tuple[Outcomes, float]]) -> Interval:
+    """Give the 95 % bootstrap interval of the mean of centred accuracies (B. Efron 1979).
+
+    The examples of each task are drawn anew with replacement, so the number of right ones has a
+    binomial distribution. It has no width where all of them are right or wrong.
+
+    Args:
+        tasks: outcomes and baseline of each task.
+    """
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    total = np.zeros(BOOTSTRAP_DRAWS)
+    for outcomes, baseline in tasks:
+        n = len(outcomes)
+        drawn = rng.binomial(n, sum(outcomes) / n, BOOTSTRAP_DRAWS) / n
+        total += (drawn - baseline) / (1 - baseline)
+    low, high = np.quantile(total / len(tasks), [0.025, 0.975])
+    return float(low), float(high)
+
+
 def difference_interval(tasks: Sequence[tuple[Outcomes, Outcomes, float]]) -> Interval:
     """Give the 95 % score interval of the mean difference of two models, second minus first.
 
@@ -77,8 +97,8 @@ def score_interval(counts: Floats, values: Floats, scales: Floats) -> tuple[Floa
     (O. Miettinen and M. Nurminen 1985 for two shares; A. Martin Andres et al. 2011, Statistical
     Methods in Medical Research 20, for any sum). So it has a width where every answer is right, and
     with many small tasks it is not drawn to the middle, as draws from Beta(k + 1/2, n - k + 1/2)
-    are: their intervals of 22 tasks with 10 questions each, of which 2 % are right, held 2 % in none
-    of 600 trials.
+    are: their intervals of 22 tasks with 10 questions each, of which 2 % are right, held those
+    2 % in none of 600 trials.
 
     Args:
         counts: (..., tasks, kinds), how often each kind of outcome was seen.

@@ -8,6 +8,7 @@ import pytest
 from evals.statistics import (
     BETTER_WORSE_SAME,
     RIGHT_OR_WRONG,
+    bootstrap_interval,
     centered,
     difference_interval,
     mean_interval,
@@ -56,6 +57,13 @@ def test_tasks_that_are_alike_have_the_interval_of_one_large_task() -> None:
     found = mean_interval([(outcomes(0, 10), 0.0)] * 22)
 
     assert found == pytest.approx(wilson_interval(0, 220), abs=1e-9)
+
+
+def test_where_many_answers_differ_the_bootstrap_says_the_same_as_the_score_interval() -> None:
+    tasks = [(outcomes(300, 1000), 0.25), (outcomes(450, 900), 0.0), (outcomes(700, 1200), 0.5)]
+
+    assert bootstrap_interval(tasks) == pytest.approx(mean_interval(tasks), abs=0.002)
+    assert bootstrap_interval([(outcomes(10, 10), 0.0)]) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize(("better", "worse", "n"), [(12, 2, 50), (0, 0, 10), (7, 7, 20), (0, 5, 9)])
