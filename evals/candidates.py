@@ -56,12 +56,13 @@ class TrainedModel:
         return self.scorer.score(questions)
 
     def write(self, prompts: Sequence[list[int]], max_tokens: int) -> list[str | None]:
-        """Continue prompts greedily, with the calculator at hand."""
-        engine = self.engine()
+        """Continue prompts greedily, with the calculator at hand, as far as rotary angles reach."""
+        fitting = [len(prompt) for prompt in prompts if len(prompt) < self.longest]
+        engine = self.engine(min(self.longest, max(fitting, default=0) + max_tokens))
         written: dict[int, list[int]] = {}
         order: list[int | None] = []
         for prompt in prompts:
-            room = engine.context_tokens - len(prompt)
+            room = self.longest - len(prompt)
             if room < 1:
                 order.append(None)
                 continue
@@ -78,14 +79,19 @@ class TrainedModel:
         """Decode all that was written, tool blocks included; what is no UTF-8 becomes U+FFFD."""
         return self.tokenizer.decode(written[request])
 
-    def engine(self) -> Engine:
-        """Build the engine when something is to be written."""
-        if self._engine is None:
-            num_blocks = blocks_that_fit(self.model, self.batch_size)
+    def engine(self, context_tokens: int) -> Engine:
+        """Build the engine when something is to be written, anew when it must hold longer texts."""
+        if self._engine is None or self._engine.context_tokens < context_tokens:
+            self._engine = None  # before its successor, so that they are never there together
+            torch.cuda.empty_cache()
+            # As serving allows: then few prompts are so long that it must be built twice.
+            context = max(context_tokens, self.model.config.max_seq_len)
+            num_blocks = blocks_that_fit(self.model, self.batch_size, context_tokens=context)
             config = EngineConfig(
                 max_sequences=self.batch_size,
                 step_tokens=max(512, self.batch_size),
                 num_blocks=num_blocks,
+                context_tokens=context,
             )
             self._engine = Engine(self.model, self.tokenizer, config)
         return self._engine

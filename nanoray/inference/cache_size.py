@@ -14,8 +14,15 @@ SHARE_OF_FREE_RAM = 0.25
 """Other processes live there too."""
 
 
-def blocks_that_fit(model: GPT, max_sequences: int, cache_gb: float | None = None) -> int:
+def blocks_that_fit(
+    model: GPT,
+    max_sequences: int,
+    cache_gb: float | None = None,
+    context_tokens: int | None = None,
+) -> int:
     """Give the number of blocks for as many full sequences as are wanted, if they fit.
+
+    A full one has `context_tokens`, or where that is None as many as a row of training.
 
     Raises:
         InputError: not even one sequence of full length fits.
@@ -23,14 +30,15 @@ def blocks_that_fit(model: GPT, max_sequences: int, cache_gb: float | None = Non
     config, size = model.config, EngineConfig.block_size
     shape = (config.num_layers, config.num_kv_heads, config.head_dim)
     block_bytes = size * cache_bytes_per_token(shape, model.compute_dtype)
-    blocks_per_sequence = -(-config.max_seq_len // size)
+    context = context_tokens or config.max_seq_len
+    blocks_per_sequence = -(-context // size)
     wanted = 1 + max_sequences * blocks_per_sequence
     room = free_bytes(model.unembedding.weight.device) if cache_gb is None else cache_gb * 1e9
     fitting = int(room // block_bytes)
     if fitting <= blocks_per_sequence:
         raise InputError(
             f"A KV cache of {room / 1e9:.2f} GB holds {max(fitting, 0) * size} tokens, and one "
-            f"sequence has {config.max_seq_len}. Give --cache-gb "
+            f"sequence has {context}. Give --cache-gb "
             f"{(blocks_per_sequence + 1) * block_bytes / 1e9:.2f} or more, or free memory."
         )
     return min(wanted, fitting)

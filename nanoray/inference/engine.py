@@ -38,6 +38,9 @@ class EngineConfig:
     """Tokens of one block of the cache."""
     num_blocks: int | None = None
     """Blocks of the cache; None for as many as `max_sequences` of full length need."""
+    context_tokens: int | None = None
+    """Most tokens of a prompt and its continuation together; None for as many as a row of training
+    had. Rotary angles reach further."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work.
@@ -45,7 +48,8 @@ class EngineConfig:
         Raises:
             InputError: a number that is too small.
         """
-        for name, least in (("max_sequences", 1), ("block_size", 1), ("num_blocks", 2)):
+        least_of = {"max_sequences": 1, "block_size": 1, "num_blocks": 2, "context_tokens": 2}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} must be at least {least}, not {value}.")
@@ -60,17 +64,26 @@ class Engine:
     """Continues prompts by a model, as many at once as its cache holds."""
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, config: EngineConfig) -> None:
-        """Take over a model: its weights are rounded to its compute dtype, once and for all."""
+        """Take over a model: its weights are rounded to its compute dtype, once and for all.
+
+        Raises:
+            InputError: the model's rotary angles do not reach as far as the context.
+        """
         self.model = model.requires_grad_(False).eval().to(dtype=model.compute_dtype)
         self.tokenizer, self.config = tokenizer, config
         size = config.block_size
-        num_blocks = config.num_blocks
+        num_blocks, context = config.num_blocks, config.context_tokens or model.config.max_seq_len
+        if context > model.cos.size(0):
+            raise InputError(
+                f"context_tokens {context} is more than the {model.cos.size(0)} positions that the "
+                "model's rotary angles reach. Lower it."
+            )
         if num_blocks is None:
-            num_blocks = 1 + config.max_sequences * -(-model.config.max_seq_len // size)
+            num_blocks = 1 + config.max_sequences * -(-context // size)
         self.blocks = BlockManager(num_blocks, size)
         self.scheduler = Scheduler(self.blocks, config.max_sequences, config.step_tokens)
         self.runner = Runner(self.model, num_blocks, size)
-        self.context_tokens = min(model.config.max_seq_len, (num_blocks - 1) * size)
+        self.context_tokens = min(context, (num_blocks - 1) * size)
         """Most tokens of a prompt and its continuation together."""
         special = tokenizer.special_ids
         self.eos_ids = [special["<|assistant_end|>"], special["<|bos|>"]]

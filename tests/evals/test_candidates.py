@@ -10,6 +10,7 @@ import torch
 
 from evals.candidates import HuggingFaceModel, TrainedModel, first_id
 from nanoray.config import InputError
+from nanoray.model.generate import generate
 from nanoray.text.tokenizer import Tokenizer
 from tests.evals.model_folder import write_model_folder
 from tests.inference.test_scoring import some_questions
@@ -186,11 +187,30 @@ def test_answers_do_not_depend_on_how_many_are_written_at_once() -> None:
     prompts = [tokenizer.encode(text) for text in ("a", "some more", "x" * 30, "y" * 100)]
     written = []
     for batch_size in (1, 3):
-        model = tiny_gpt(vocab_size=tokenizer.vocab_size)
+        model = tiny_gpt(vocab_size=tokenizer.vocab_size, rope_reach=1)
         written.append(TrainedModel(model, tokenizer, batch_size=batch_size).write(prompts, 9))
 
     assert written[0] == written[1]
     assert [text is None for text in written[0]] == [False, False, False, True]
+
+
+def test_answers_go_on_as_far_as_rotary_angles_reach() -> None:
+    tokenizer = Tokenizer([])
+    model = tiny_gpt(vocab_size=tokenizer.vocab_size, rope_reach=3)
+    T, reach = model.config.max_seq_len, 3 * model.config.max_seq_len
+    with torch.no_grad():
+        model.unembedding.weight[tokenizer.bos_id :] *= 0  # no special token is the likeliest
+    prompts = [tokenizer.encode("xyz" * 70)[:n] for n in (T - 9, T + 7, reach - 5, reach)]
+    expected = [
+        tokenizer.decode(generate(model, prompt, min(40, reach - len(prompt)), temperature=0))
+        for prompt in prompts[:3]
+    ]
+    candidate = TrainedModel(model, tokenizer, batch_size=2)
+
+    alone = [candidate.write([prompt], 40)[0] for prompt in prompts]
+    together = candidate.write(prompts, 40)
+
+    assert alone == together == [*expected, None]
 
 
 def test_bytes_that_are_no_text_become_replacement_characters() -> None:

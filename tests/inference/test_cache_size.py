@@ -15,6 +15,10 @@ def test_full_sequences_get_all_their_blocks_where_there_is_room() -> None:
     assert blocks_that_fit(tiny_gpt(), 8) == 1 + 8 * 64 // 16
 
 
+def test_longer_sequences_get_more_blocks() -> None:
+    assert blocks_that_fit(tiny_gpt(), 8, context_tokens=65) == 1 + 8 * 5
+
+
 def test_less_memory_gives_fewer_blocks() -> None:
     assert blocks_that_fit(tiny_gpt(), 8, 20.5 * BLOCK_BYTES / 1e9) == 20
 

@@ -267,6 +267,20 @@ def test_a_cache_too_small_for_the_context_bounds_it(model: GPT, tokenizer: Toke
     assert len(outputs) == 5
 
 
+def test_a_context_may_be_longer_than_rows_of_training(model: GPT, tokenizer: Tokenizer):
+    T = model.config.max_seq_len
+    longer = make_engine(model, tokenizer, context_tokens=T + 30)
+    outputs: list[TokenOutput] = []
+    prompt = [index % 200 for index in range(T - 5)]
+
+    longer.add(prompt, greedy(max_tokens=100))
+    run(longer, outputs.extend)
+
+    assert [o.token for o in outputs] == generate(model, prompt, 35, temperature=0)
+    with pytest.raises(InputError, match=f"context_tokens {10 * T + 1} is more than the {10 * T}"):
+        make_engine(model, tokenizer, context_tokens=10 * T + 1)
+
+
 def test_other_weights_continue_what_runs(tokenizer: Tokenizer, prompts: list[list[int]]):
     old, new = tiny_gpt(), tiny_gpt()
     with torch.no_grad():
