@@ -114,9 +114,8 @@ class HuggingFaceModel:
         try:
             # Any: the methods of these classes take and give whatever suits their many models.
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model: Any
-            told: Any
-            model, told = AutoModelForCausalLM.from_pretrained(
+            loader: Any = AutoModelForCausalLM
+            model, told = loader.from_pretrained(
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
@@ -136,7 +135,8 @@ class HuggingFaceModel:
         # What the passed settings leave open, generate() takes from the model's own, so a penalty
         # for repetitions that the folder asks for stays away only if it stands there no more.
         ends = self.model.generation_config.eos_token_id
-        self.model.generation_config = GenerationConfig(
+        settings: Any = GenerationConfig
+        self.model.generation_config = settings(
             do_sample=False,
             num_beams=1,
             eos_token_id=self.tokenizer.eos_token_id if ends is None else ends,
