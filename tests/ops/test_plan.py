@@ -41,7 +41,7 @@ def test_the_parts_of_the_memory_sum_to_its_total() -> None:
 
 
 def test_checkpoints_that_are_kept_for_good_take_their_room_on_the_disk() -> None:
-    keeping = replace(D34, keep_every=10_000, save_at=(5,))
+    keeping = replace(D34, save_every=5000, keep_every=10_000, save_at=(5,))
 
     newest, more = (json.loads(plan(PlanConfig(pretrain=run, json=True))) for run in (D34, keeping))
 
