@@ -12,7 +12,7 @@ chat=(--total-batch-tokens 4096 --lr-fraction 0.5 --learn assistant --skip-sigma
     --validation-tokens 16384)
 stage() { local name=$1; shift; for word in "$@"; do printf '%s\n' "${word/#--/--$name.}"; done; }
 mapfile -t flags < <(
-    stage pretrain --vocab-size 2048 --total-batch-tokens 8192 --num-steps 300 --validate-every 100
+    stage pretrain --vocab-size 2048 --total-batch-tokens 8192 --num-steps 120 --validate-every 60
     stage midtrain "${chat[@]}" --validate-every 200 \
         --mixture identity,simplespelling=12000,spellingbee=1200,arithmetic=2500,facts
     stage sft "${chat[@]}" --validate-every 80 \
