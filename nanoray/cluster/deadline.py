@@ -26,19 +26,18 @@ class Deadline:
         self, monitor: Actor, allowance: Allowance, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.monitor, self.reason, self.clock = monitor, allowance.reason, clock
-        self.left = allowance.seconds
-        self.looked = clock()
+        self.left, self.looked = allowance.seconds, clock()
+        self.is_over = False
 
     def check(self) -> None:
         """Ask once, when it is time; may be called often.
 
         While the run waits for its turn or for machines, nothing is paid for.
         """
-        if self.left < 0:
+        if self.is_over:
             return
-        passed, self.looked = self.clock() - self.looked, self.clock()
-        if ray.get(self.monitor.holds_workers.remote()):
-            self.left -= passed
-        if self.left <= 0:
-            self.left = -1.0
+        is_paid, now = ray.get(self.monitor.holds_workers.remote()), self.clock()
+        self.left -= (now - self.looked) * is_paid
+        self.looked, self.is_over = now, self.left <= 0
+        if self.is_over:
             self.monitor.ask_to_stop.remote(self.reason)

@@ -28,13 +28,13 @@ from nanoray.cluster.connection import Resources
 from nanoray.cluster.deadline import Allowance, Deadline
 from nanoray.cluster.gauges import FailureGauge, RunGauges
 from nanoray.cluster.growth import NEVER_SECONDS, Growth
+from nanoray.cluster.inspection import allow_inspection
 from nanoray.cluster.leaving import Leaving
 from nanoray.cluster.monitor import Pulse, forward_logs, start_monitor
 from nanoray.cluster.network import NodeNetworkConfig
 from nanoray.cluster.pending import Pending
 from nanoray.cluster.recovery import Decision, Failure, RetryBudget, describe_failure, of_group
 from nanoray.cluster.reservations import TRAIN_PREFIX, Reservations, refresh
-from nanoray.cluster.stacks import allow_inspection
 from nanoray.cluster.turns import Turn
 from nanoray.cluster.watch import watch
 from nanoray.cluster.watchdog import Watchdog

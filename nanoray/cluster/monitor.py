@@ -53,7 +53,6 @@ class Monitor:
         self.why_stop = self.reserved_as = ""
         self.has_started = False
         self.leaving_told = self.save_is_wanted = False
-        self.is_held = False
 
     def node(self) -> str:
         """Give the node on which this is, and the driver."""
@@ -140,13 +139,13 @@ class Monitor:
             failures = [Failure(Cause.LOST, 0, "the workers could not be started")]
         if self.leaving_told and all(each.cause in OF_A_LOSS for each in failures):
             failures = [Failure(Cause.PREEMPTION, each.rank, each.summary) for each in failures]
-        self.has_started = self.is_held = True
+        self.has_started = True
         self.leaving_told = self.save_is_wanted = False
         return failures
 
     def holds_workers(self) -> bool:
         """Say whether a group is there, from its start until the first of it fails."""
-        return self.is_held and not self.failures
+        return self.has_started and not self.failures
 
     def finish(self, error: InputError | RunFailedError) -> None:
         """Note the error that ends the run."""

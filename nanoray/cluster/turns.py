@@ -8,7 +8,6 @@ leave it room. Nobody is overtaken: a large run that waits is not starved by sma
 
 import contextlib
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from ray.experimental import internal_kv
 
+from nanoray.cluster.background import repeated
 from nanoray.cluster.connection import Resources, cluster_total
 from nanoray.data.feed import STREAM_CPUS
 from nanoray.progress import duration
@@ -110,20 +110,13 @@ class Turn:
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
         """Go on saying that the run lives, whatever else this process waits for."""
-        done = threading.Event()
 
         def beat() -> None:
-            while not done.wait(BEAT_SECONDS):
-                with contextlib.suppress(Exception):  # of a head that is away: it may come back
-                    self.check()
+            with contextlib.suppress(Exception):  # of a head that is away: it may come back
+                self.check()
 
-        thread = threading.Thread(target=beat, daemon=True, name="turn")
-        thread.start()
-        try:
+        with repeated(beat, BEAT_SECONDS, "turn"):
             yield
-        finally:
-            done.set()
-            thread.join()
 
     def _held_before(self) -> dict[str, tuple[float, float]]:
         """Give the CPUs and GPUs of the runs before this one that live."""

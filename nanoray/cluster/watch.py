@@ -5,12 +5,12 @@ Nothing that goes wrong here may end the training, or the rest of the watch.
 
 import contextlib
 import logging
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
 
+from nanoray.cluster.background import repeated
 from nanoray.cluster.reservations import Reservations
 from nanoray.data.feed import Actor
 
@@ -29,7 +29,6 @@ def watch(
     reservations: Reservations,
 ) -> Iterator[None]:
     """Show the news of the workers, and look after them, for as long as the context lasts."""
-    done = threading.Event()
     attempts = Attempts(say)
 
     def show_news() -> None:
@@ -42,18 +41,14 @@ def watch(
         if steps and reservations.names is None:
             attempts.make(lambda: reservations.record(ray.get(monitor.reservation.remote())))
 
-    def loop() -> None:
-        while not done.wait(WATCH_SECONDS):
-            for work in (show_news, *guards):
-                attempts.make(work)
+    def look() -> None:
+        for work in (show_news, *guards):
+            attempts.make(work)
 
-    thread = threading.Thread(target=loop, daemon=True, name="watch")
-    thread.start()
     try:
-        yield
+        with repeated(look, WATCH_SECONDS, "watch"):
+            yield
     finally:
-        done.set()
-        thread.join()
         attempts.make(show_news)
 
 

@@ -14,9 +14,9 @@ import psutil
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from nanoray.cluster.inspection import process_stack
 from nanoray.cluster.monitor import Beat
 from nanoray.cluster.recovery import Cause, Failure
-from nanoray.cluster.stacks import process_stack
 from nanoray.data.feed import Actor
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 START_SECONDS = 1800.0
 """A start may be silent for this long: weights are read, and the model is compiled."""
 CHECK_SECONDS = 4.0
+CLOCK_SECONDS = 60.0
+"""By how much a process may seem younger than it is: `psutil` adds the time since the machine's
+start to a clock that may have been set since."""
 NODE_SECONDS = 30
 """How long a node may take to answer; one that does not is left to Ray's own health checks."""
 
@@ -126,9 +129,12 @@ def process_status(pid: int) -> str:
 
 
 def kill_processes(processes: list[tuple[int, float]]) -> None:
-    """End processes of this node, given with the time at which they began."""
+    """End processes of this node, given with the time at which they began.
+
+    A number may be that of a stranger by now, which then began later.
+    """
     for pid, born in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
-            if process.create_time() == born:
+            if process.create_time() - born < CLOCK_SECONDS:
                 process.kill()

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import logging
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from nanoray.cluster.background import repeated
 from nanoray.cluster.monitor import find_monitor
 from nanoray.data.feed import Actor
 from nanoray.ops.trial_rows import folder_of, newest_step, row_of, seconds_spent
@@ -117,25 +117,18 @@ class SweepView:
 
         On a terminal it is drawn anew; elsewhere each change is a line of the log.
         """
-        done = threading.Event()
         live = Live(console=self.console, refresh_per_second=2, transient=True)
 
-        def loop() -> None:
+        def look() -> None:
             # A cluster that has gone is reported where the trials run.
             with contextlib.suppress(ray.exceptions.RayError):
-                while not done.wait(LOOK_SECONDS):
-                    self._look_patiently()
-                    live.update(as_table(self.shown.values()))
+                self._look_patiently()
+                live.update(as_table(self.shown.values()))
 
-        thread = threading.Thread(target=loop, daemon=True, name="sweep view")
         with live if self.console.is_terminal else contextlib.nullcontext():
             live.update(as_table(self.shown.values()))
-            thread.start()
-            try:
+            with repeated(look, LOOK_SECONDS, "sweep view"):
                 yield
-            finally:
-                done.set()
-                thread.join()
         with contextlib.suppress(ray.exceptions.RayError):
             self.look()
 
