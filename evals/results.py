@@ -107,8 +107,6 @@ class Mean:
     value: float
     interval: Interval
     """The score interval: also of few answers, or of answers that are all alike."""
-    bootstrap: Interval
-    """The same by the bootstrap, as others report it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,10 +143,7 @@ class EvalReport:
         if not results or self.left_out(group):
             return None
         value = sum(task.centered for task in results) / len(results)
-        outcomes = [(task.right, task.baseline) for task in results]
-        return Mean(
-            value=value, interval=mean_interval(outcomes), bootstrap=bootstrap_interval(outcomes)
-        )
+        return Mean(value=value, interval=mean_interval(outcomes_of(results)))
 
     def only(self, names: Sequence[str]) -> "EvalReport":
         """Give the results of some tasks, in the order of the names."""
@@ -158,18 +153,18 @@ class EvalReport:
 
     def to_json(self) -> dict[str, Any]:  # Any: JSON
         """Give all of it."""
-        means = {name: self.mean(group) for group, name in GROUPS.items()}
+        means = {group: self.mean(group) for group in GROUPS}
         return {
             "format_version": FORMAT_VERSION,
             **dataclasses.asdict(self),
             "tasks": [task.to_json() for task in self.tasks],
             "means": {
-                name: {
+                GROUPS[group]: {
                     "value": mean.value,
                     "interval_95": mean.interval,
-                    "bootstrap_95": mean.bootstrap,
+                    "bootstrap_95": bootstrap_interval(outcomes_of(self.of_group(group))),
                 }
-                for name, mean in means.items()
+                for group, mean in means.items()
                 if mean
             },
         }
@@ -211,6 +206,11 @@ class EvalReport:
             elif results:
                 lines.append(f"No {name}: without {', '.join(self.left_out(group))}.")
         return "\n".join(lines)
+
+
+def outcomes_of(results: Sequence[TaskResult]) -> list[tuple[Sequence[bool], float]]:
+    """Give what intervals of a mean are made of."""
+    return [(task.right, task.baseline) for task in results]
 
 
 def asked(task: TaskResult) -> str:
