@@ -28,6 +28,7 @@ CATEGORIES = {
 """What time is spent on, and how a person is told."""
 
 UNPAID = ("waiting", "stopped")
+"""In which no workers are held."""
 
 AFTER = {
     "start": "start_up",

@@ -48,7 +48,7 @@ def check_device(device: torch.device) -> torch.device:
     raise RuntimeError(
         f"This process was given a GPU (CUDA_VISIBLE_DEVICES={given}) which torch "
         f"{torch.__version__} cannot use: {why}. Install a build of torch for the node's driver, "
-        "or leave the node out."
+        "leave the node out, or unset the variable to compute on the CPU."
     )
 
 

@@ -2,10 +2,9 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +14,7 @@ import pytest
 from evals.gsm8k import GSM8K
 from evals.hub import local_files, read_split, read_table
 from nanoray.config import DataError, InputError
+from tests.http_server import serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPO = "an_org/a_set"
@@ -77,16 +77,8 @@ def hub_of(files: dict[str, bytes]) -> Iterator[str]:
                 return 200, files[name], {"ETag": etag, "X-Repo-Commit": COMMIT}
             return 404, b"", {"X-Error-Code": "EntryNotFound"}
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.02))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Handler) as address:
+        yield address
 
 
 def read_from(endpoint: str, home: Path, split: str = "test") -> str:

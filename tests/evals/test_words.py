@@ -1,8 +1,7 @@
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from evals import words
 from evals.words import OTHER_WAY, is_test_word, load_words, parse_words
 from nanoray.config import DataError, InputError
 from tests.evals.local_hub import local_words
+from tests.http_server import serving
 
 FIRST_TEST_WORDS = ["ab", "abac", "abacli"]
 """Written down, because a model that was trained by one split must not be tested by another."""
@@ -30,15 +30,8 @@ def server_of(status: int, body: bytes) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(body)
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.02))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/words_alpha.txt"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Handler) as address:
+        yield f"{address}/words_alpha.txt"
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-from nanoray.cluster.stacks import process_stack
+from nanoray.cluster.inspection import process_stack
 from tests.faults.test_kill import arguments
 from tests.hosts import Host, hosts_on_a_bridge, start_cluster_on, start_nodes_on
 from tests.running import ROOT, current_step, read_run

@@ -3,11 +3,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from itertools import chain, repeat
 
 import httpx
@@ -24,6 +23,7 @@ from nanoray.ops.spot_notice import (
     seconds_until_action,
     wait_for_notice,
 )
+from tests.http_server import serving
 from tests.running import free_ports, start_job
 
 ACTION = "/latest/meta-data/spot/instance-action"
@@ -66,15 +66,8 @@ def metadata_service(answers: Answers) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with serving(Handler) as address:
+        yield address
 
 
 def told(cloud: str, address: str, is_alive: Callable[[], bool] = lambda: True) -> Notice | None:
