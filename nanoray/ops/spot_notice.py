@@ -17,6 +17,7 @@ import httpx
 import psutil
 
 from nanoray.config import InputError, require_one_of
+from nanoray.data.manifest import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -186,7 +187,8 @@ def wait_for_notice(
             failures += 1
             if failures >= TRIES and not has_answered:
                 raise InputError(
-                    f"{address} does not answer as the metadata service of the cloud ({error}): "
+                    f"{address} does not answer as the metadata service of the cloud "
+                    f"({first_line(error)}): "
                     "spot notices are not watched. Give the --cloud of this machine."
                 ) from error
         time.sleep(POLL_SECONDS)

@@ -120,6 +120,16 @@ def test_a_machine_without_such_a_service_is_told_in_one_sentence(cloud: str):
     assert "\n" not in str(raised.value)
 
 
+def test_a_service_that_denies_every_question_is_told_of_in_one_sentence_too():
+    with (
+        metadata_service(repeat((403, ""))) as address,
+        pytest.raises(InputError, match="403") as raised,
+    ):
+        told("gcp", address)
+
+    assert "\n" not in str(raised.value)
+
+
 def test_the_watch_ends_with_the_node():
     alive = iter([True, True, False])
 
