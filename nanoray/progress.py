@@ -1,7 +1,9 @@
 """What a person sees of a run: a bar on a terminal, plain lines elsewhere."""
 
+import statistics
 import sys
 import time
+from collections import deque
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -48,7 +50,7 @@ class RunDisplay:
         self.console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
         self.bar: Progress | None = None
         self.last_bpb: float | None = None
-        self.seconds_per_step = 0.0
+        self.step_seconds: deque[float] = deque(maxlen=20)
         if self.console.is_terminal:
             self.bar = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
@@ -78,12 +80,12 @@ class RunDisplay:
         if self.bar is not None:
             self.bar.update(self.task, completed=step, values=shown)
             return
-        seconds = values.get("train/step_seconds", self.seconds_per_step)
-        self.seconds_per_step += (seconds - self.seconds_per_step) * (
-            0.1 if self.seconds_per_step else 1.0
-        )
-        if step % self.log_every == 0 or step == self.num_steps or bpb is not None:
-            left = (self.num_steps - step) * self.seconds_per_step
+        if "train/step_seconds" in values:
+            self.step_seconds.append(values["train/step_seconds"])
+        measured = any(name.startswith("validation/") for name in values)
+        if step % self.log_every == 0 or step == self.num_steps or measured:
+            # The median: the first step compiles the model, and takes a hundred times as long.
+            left = (self.num_steps - step) * statistics.median(self.step_seconds or [0.0])
             self.log(f"step {step}/{self.num_steps}  {describe(values)}  {duration(left)} left")
 
     def close(self) -> None:

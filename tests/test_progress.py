@@ -59,6 +59,14 @@ def test_a_line_tells_time_loss_speed_utilization_and_what_is_left() -> None:
     )
 
 
+def test_a_validation_of_any_kind_gets_a_line_of_its_own() -> None:
+    lines = shown(30, 10, values(15, **{"validation/pass_at_1": 0.8477}))
+
+    (line,) = lines
+    assert "step 15/30" in line
+    assert "pass@1 0.848" in line
+
+
 def test_a_validation_gets_a_line_of_its_own_and_the_others_do_not_repeat_it() -> None:
     bpb = {"validation/bits_per_byte": 1.23456}
 
@@ -68,13 +76,14 @@ def test_a_validation_gets_a_line_of_its_own_and_the_others_do_not_repeat_it() -
     assert ["bpb 1.2346" in line for line in lines] == [True, False]
 
 
-def test_time_left_follows_the_speed_of_many_steps_not_of_one() -> None:
-    slow = {"train/step_seconds": 62.0}
+@pytest.mark.parametrize("slow", [1, 40])
+def test_time_left_follows_the_speed_of_many_steps_not_of_one_that_compiled(slow: int) -> None:
+    seconds = {"train/step_seconds": 62.0}
 
-    lines = shown(100, 1, *(values(step) for step in range(1, 50)), values(50, **slow))
+    lines = shown(100, 1, *(values(n, **(seconds if n == slow else {})) for n in range(1, 51)))
 
-    # After 49 steps of 2 s and one of 62 s the average weighs the last by a tenth: 8 s per step.
-    assert lines[-1].endswith(f"{duration(50 * 8.0)} left")
+    assert lines[9].endswith(f"{duration(90 * 2.0)} left")
+    assert lines[-1].endswith(f"{duration(50 * 2.0)} left")
 
 
 def test_news_are_one_line_and_nothing_in_them_is_markup() -> None:
