@@ -17,7 +17,7 @@ from nanoray.cluster import connection
 from nanoray.config import InputError, require_positive
 from nanoray.model.gpt import DTYPES
 from nanoray.train.checkpoint_name import find_model
-from nanoray.train.device import own_device
+from nanoray.train.device import own_device, use_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,7 @@ class CoreBench:
 
 def bench_core(config: CoreBench) -> str:
     """Run the benchmark; gives one line of JSON."""
+    use_threads()
     saved = find_model(connection.absolute_address(config.storage or "runs"), config.run)
     device = own_device()
     model = saved.load(DTYPES[config.dtype], device).requires_grad_(False)

@@ -19,16 +19,16 @@ from nanoray.config import InputError, RunFailedError
 from nanoray.model.gpt import DTYPES
 from nanoray.task import Grade
 from nanoray.train.checkpoint_name import SavedModel, find_steps
-from nanoray.train.device import own_device
+from nanoray.train.device import own_device, use_threads
 
 logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
 """Questions that a model answers at once, where nobody says otherwise."""
-LEAST_PART = 64
-"""Questions that an actor gets at a time, at least."""
+PART = 64
+"""Questions that an actor gets at a time, or its share of an exam if that is less."""
 PARTS_UNDER_WAY = 2
-"""Per actor, so that it never waits for the next one."""
+"""Per actor, so that it never waits for the next one; the last parts go to whoever is free."""
 MOST_ON_A_NODE = 4
 MOST_DEATHS = 12
 """Of actors, in one evaluation."""
@@ -122,7 +122,7 @@ class Examiner:
 
     def __init__(self, source: Source, threads: int, batch_size: int, niceness: int) -> None:
         os.nice(niceness)
-        torch.set_num_threads(threads)
+        use_threads(threads)
         self.source, self.batch_size = source, batch_size
         self.candidate: Candidate | None = None
         self.exams: dict[str, Exam] = {}
@@ -179,6 +179,16 @@ Part = tuple[str, range]
 """Name of an exam, and some of its questions."""
 
 
+def parts_of(exams: Sequence[Exam], num_actors: int, batch_size: int) -> list[Part]:
+    """Cut exams into parts, such that no actor is left without while another has two."""
+    return [
+        (exam.name, range(start, min(start + size, len(exam))))
+        for exam in exams
+        for size in [min(max(PART, batch_size), -(-len(exam) // num_actors))]
+        for start in range(0, len(exam), max(1, size))
+    ]
+
+
 class Proctor:
     """Hands the questions of exams to actors, and takes their grades down.
 
@@ -191,12 +201,7 @@ class Proctor:
         self.source, self.crew, self.batch_size = source, crew, batch_size
         self.marks = {exam.name: Marks(exam) for exam in exams}
         self.where = {exam.name: ray.put(exam) for exam in exams}
-        self.parts: deque[Part] = deque(
-            (exam.name, range(start, min(start + size, len(exam))))
-            for exam in exams
-            for size in [max(LEAST_PART, batch_size)]
-            for start in range(0, len(exam), size)
-        )
+        self.parts = deque(parts_of(exams, crew.num_actors, batch_size))
         self.calls: dict[Any, tuple[Any, Part | None]] = {}  # Any: Ray's references and handles
         self.actors: list[Any] = []  # Any: handles
         self.idle: list[Any] = []  # Any: handles
@@ -255,7 +260,7 @@ class Proctor:
             return
         except ray.exceptions.RayTaskError as error:
             raise plain_error(error) from None
-        self._give(actor, 1 if part else PARTS_UNDER_WAY)
+        self._give(actor)
         if part is None:
             return
         name, indices = part
@@ -263,15 +268,21 @@ class Proctor:
         if self.marks[name].is_complete:
             done(self.marks[name])
 
-    def _give(self, actor: Any, count: int) -> None:  # Any: a handle
-        """Give an actor some parts; where there are none it is idle."""
+    def _give(self, actor: Any) -> None:  # Any: a handle
+        """Let an actor have enough parts; where there are none it is idle."""
         if not self.parts:
             self.idle.append(actor)
-        for _ in range(min(count, len(self.parts))):
+        has = sum(other is actor for other, _ in self.calls.values())
+        while self.parts and has < self._parts_each():
+            has += 1
             name, indices = part = self.parts.popleft()
             marks = self.marks[name]
             marks.began = marks.began or time.perf_counter()
             self.calls[actor.ask.remote(name, [self.where[name]], indices)] = actor, part
+
+    def _parts_each(self) -> int:
+        """Say how many parts an actor should have: one, when the last ones are handed out."""
+        return PARTS_UNDER_WAY if len(self.parts) > self.crew.num_actors else 1
 
     def _replace(self, actor: Any, part: Part | None, error: Exception) -> None:  # Any: a handle
         """Take back what a dead actor had, and start another one.
@@ -285,7 +296,7 @@ class Proctor:
         self.actors.remove(actor)
         idle, self.idle = [a for a in self.idle if a is not actor], []
         for other in dict.fromkeys(idle):
-            self._give(other, PARTS_UNDER_WAY)
+            self._give(other)
         self.deaths += 1
         if self.deaths > MOST_DEATHS:
             raise RunFailedError(

@@ -16,7 +16,6 @@ from typing import Any
 
 import ray
 import ray.train
-import torch
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.data import DataIterator, Dataset, ExecutionOptions
 from ray.train import DataConfig, FailureConfig, ScalingConfig
@@ -42,7 +41,7 @@ from nanoray.config import InputError, RunFailedError, RunStoppedError
 from nanoray.data.feed import Actor
 from nanoray.progress import RunDisplay
 from nanoray.storage import RunFolder, is_local
-from nanoray.train.device import check_device
+from nanoray.train.device import check_device, use_threads
 from nanoray.train.world import Wish, train_with_others
 
 logger = logging.getLogger(__name__)
@@ -249,7 +248,7 @@ def _worker_function(group: Group, monitor: Actor) -> Callable[[], object]:
     def run() -> object:
         forward_logs(monitor)
         allow_inspection()
-        torch.set_num_threads(group.resources.threads_per_worker)
+        use_threads(group.resources.threads_per_worker)
         world = RayWorld(monitor, group.pacer)
         world.beat("starting")
         try:

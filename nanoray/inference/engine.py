@@ -284,9 +284,12 @@ class Engine:
     ) -> list[TokenLogprobs | None]:
         """Give the log-probabilities that are asked for of the tokens drawn, one per row."""
         known: list[TokenLogprobs | None] = [None] * len(tokens)
-        for row, one in enumerate(params):
-            if one.num_logprobs is not None:
-                known[row] = token_logprobs(logits[row : row + 1], tokens[row : row + 1], one)[0]
+        asked = [one.num_logprobs for one in params]
+        for count in {count for count in asked if count is not None}:
+            rows = [row for row, own in enumerate(asked) if own == count]
+            found = token_logprobs(logits[rows], [tokens[row] for row in rows], count)
+            for row, logprobs in zip(rows, found, strict=True):
+                known[row] = logprobs
         return known
 
     def _keep_prompt_logprobs(self, chunk: Chunk, logits: Tensor) -> None:
@@ -299,13 +302,12 @@ class Engine:
         if begin >= end or logits.size(0) < chunk.end - chunk.start:
             return
         rows = logits[begin - 1 - chunk.start : end - 1 - chunk.start]
-        known = token_logprobs(rows, sequence.tokens[begin:end], sequence.params)
+        count = sequence.params.num_logprobs or 0
+        known = token_logprobs(rows, sequence.tokens[begin:end], count)
         sequence.prompt_logprobs += known
 
 
-def token_logprobs(
-    logits: Tensor, tokens: list[int], params: SamplingParams
-) -> list[TokenLogprobs]:
+def token_logprobs(logits: Tensor, tokens: list[int], num_best: int) -> list[TokenLogprobs]:
     """Give the log-probability of each row's token, and of the row's most likely ones.
 
     Both come from the same numbers, so a token that is the most likely one has exactly its value.
@@ -313,12 +315,11 @@ def token_logprobs(
     Args:
         logits: (N, V) fp32, as the model gave them: before temperature, top-k and top-p.
         tokens: N ids.
-        params: says how many of the most likely ones.
+        num_best: how many of the most likely ones.
     """
     logprobs = logits.log_softmax(-1)
     own = logprobs.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
-    count = min(params.num_logprobs or 0, logits.size(-1))
-    values, ids = logprobs.topk(count, dim=-1)
+    values, ids = logprobs.topk(min(num_best, logits.size(-1)), dim=-1)
     best = [
         tuple(zip(row_ids, row_values, strict=True))
         for row_ids, row_values in zip(ids.tolist(), values.tolist(), strict=True)

@@ -86,8 +86,8 @@ class Scheduler:
 
     def _make_room(self, sequence: Sequence, num_tokens: int, chunks: list[Chunk]) -> bool:
         """Get blocks for a running sequence, from the newest ones if need be."""
-        scheduled = {id(chunk.sequence) for chunk in chunks}
         while not self.blocks.grow(sequence.table, num_tokens):
+            scheduled = {id(chunk.sequence) for chunk in chunks}
             victim = next(one for one in reversed(self.running) if id(one) not in scheduled)
             self.preempt(victim)
             if victim is sequence:

@@ -30,7 +30,7 @@ from nanoray.text.tokenizer import Tokenizer
 from nanoray.train.checkpoint import Checkpointer, SavePolicy, load_tensors
 from nanoray.train.checkpoint_files import committed_steps, newest_verified_step
 from nanoray.train.checkpoint_name import SavedModel
-from nanoray.train.device import can_compile, keep_freed_memory, peak_flops
+from nanoray.train.device import can_compile, peak_flops
 from nanoray.train.guard import StepGuard
 from nanoray.train.loop import LoopConfig, train
 from nanoray.train.optimizer import MuonAdamW, OptimizerConfig
@@ -245,8 +245,6 @@ def build_state(job: TrainingJob, world: World) -> TrainState:
     """Give model and optimizer on this rank's device, with the weights that the seed gives."""
     if world.device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-    else:
-        keep_freed_memory()
     config, recipe = job.config, job.recipe
     model = GPT(recipe.model, DTYPES[recipe.dtype])
     model.init_weights(config.seed)

@@ -82,11 +82,23 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
+def use_threads(count: int | None = None) -> None:
+    """Set this process up for computing on its CPUs.
+
+    Args:
+        count: of torch's threads; None for torch's own choice.
+    """
+    if count is not None:
+        torch.set_num_threads(count)
+    keep_freed_memory()
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep what tensors on the CPU have freed, instead of giving it back to the kernel.
 
     Each step frees and takes the same blocks; the kernel would clear their pages every time, which
-    took a tenth of a step (docs/measurements.md). Other allocators are left as they are.
+    took a tenth of a training step, and a third of a decode step (docs/measurements.md). Other
+    allocators are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -11,7 +11,15 @@ import psutil
 import pytest
 
 from evals.exam import Candidate
-from evals.run import CheckpointSource, Crew, DisplacedError, Marks, choose_crew, take_exams
+from evals.run import (
+    CheckpointSource,
+    Crew,
+    DisplacedError,
+    Marks,
+    choose_crew,
+    parts_of,
+    take_exams,
+)
 from nanoray.config import InputError
 from nanoray.storage import RunFolder
 from nanoray.task import Grade
@@ -157,6 +165,23 @@ def test_a_crew_fits_the_machine(driver: Cluster) -> None:
     assert choose_crew(3).num_actors == 3
     with pytest.raises(InputError, match="--num-actors 0 is too small"):
         choose_crew(0)
+
+
+@pytest.mark.parametrize(
+    ("num_actors", "batch_size", "sizes"),
+    [
+        (1, 32, [64, 64, 64, 8]),
+        (2, 100, [100, 100]),
+        (4, 32, [50] * 4),
+        (7, 32, [29] * 6 + [26]),
+        (300, 32, [1] * 200),
+    ],
+)
+def test_the_actors_share_an_exam(num_actors: int, batch_size: int, sizes: list[int]) -> None:
+    parts = parts_of([SlowExam()], num_actors, batch_size)
+
+    assert [len(indices) for _, indices in parts] == sizes
+    assert [index for _, indices in parts for index in indices] == list(range(200))
 
 
 def test_marks_are_in_the_order_of_the_questions() -> None:

@@ -9,10 +9,10 @@ import torch
 
 from nanoray.train.device import (
     can_compile,
-    keep_freed_memory,
     own_device,
     peak_flops,
     training_dtype,
+    use_threads,
 )
 from tests.train.ranks import process_context
 
@@ -61,13 +61,14 @@ def test_a_cpu_with_a_compiler_can_compile():
 
 def faults_of_a_step() -> int:
     """Count the pages that the kernel hands out while blocks are freed and taken again."""
-    keep_freed_memory()
+    use_threads(1)
 
     def take_and_free() -> None:
         blocks = [torch.ones(2**24 // 4) for _ in range(12)]
         del blocks
 
     take_and_free()
+    assert torch.get_num_threads() == 1
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
         take_and_free()
