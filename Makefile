@@ -1,5 +1,5 @@
 # make pretrain   train a small model on the embedded texts, in about ten minutes on two cores
-# make demo       the whole path at a tiny size, in half an hour or more; then the chat page opens
+# make demo       the whole path at a tiny size, in less than half an hour; then the chat page opens
 # make test       all tests but the slow ones and those for GPUs
 # make test-slow  the slow ones
 # make check      what CI runs: lint, types, tests
