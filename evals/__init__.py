@@ -10,7 +10,7 @@ from evals.gsm8k import GSM8K
 from evals.humaneval import HumanEval
 from evals.identity import Identity
 from evals.mmlu import MMLU
-from evals.spelling import SpellingBee
+from evals.spelling import SimpleSpelling, SpellingBee
 from evals.words import load_words
 from nanoray.inference.sandbox import LevelChoice
 from nanoray.task import Task
@@ -38,6 +38,7 @@ TASKS: dict[str, Callable[[TaskSettings], Task]] = {
     "humaneval": lambda settings: HumanEval(settings.hub_dir, sandbox=settings.sandbox),
     "spellingbee": lambda settings: SpellingBee(load_words(settings.words), "test"),
     "identity": lambda settings: Identity("test", settings.identity_file, size=256),
+    "simplespelling": lambda settings: SimpleSpelling(load_words(settings.words), "test"),
     "arithmetic": lambda _: Arithmetic("test"),
     "facts": lambda _: Facts("test"),
 }

@@ -22,5 +22,5 @@ mapfile -t flags < <(
         --validation-samples 4 --eager --task-size 5000
 )
 "$bin/python" jobs/pipeline.py --run "$run" --words embedded --eval-max-per-task 64 \
-    --eval-tasks spellingbee,arithmetic,identity "${flags[@]}"
+    --eval-tasks spellingbee,simplespelling,arithmetic,identity "${flags[@]}"
 exec "$bin/python" jobs/serve.py --run "$run" --open-page

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from evals import CHAT_TASKS, TASKS, TaskSettings
+from evals.spelling import SimpleSpelling
+from evals.words import embedded_words
 from nanoray.config import InputError
+from nanoray.task import Task
 from tests.evals.local_hub import local_hub, local_words
 
 FACTS = {
@@ -31,7 +34,7 @@ def test_the_six_tasks_of_chatcore_come_first_and_then_our_own() -> None:
     names = list(TASKS)
 
     assert names[:6] == list(FACTS) == [name.lower() for name in CHAT_TASKS]
-    assert names[6:] == ["identity", "arithmetic", "facts"]
+    assert names[6:] == ["identity", "simplespelling", "arithmetic", "facts"]
 
 
 @pytest.mark.parametrize("name", ["identity", "arithmetic", "facts"])
@@ -52,8 +55,26 @@ def test_each_task_reads_from_the_folder_that_is_given(name: str, tmp_path: Path
 def test_the_list_of_words_is_the_one_that_is_given(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("\n")
 
-    with pytest.raises(InputError, match=r"words\.txt has no words"):
-        TASKS["spellingbee"](TaskSettings(words=str(tmp_path / "words.txt")))
+    for name in ("spellingbee", "simplespelling"):
+        with pytest.raises(InputError, match=r"words\.txt has no words"):
+            TASKS[name](TaskSettings(words=str(tmp_path / "words.txt")))
+
+
+def test_no_word_that_is_to_be_spelled_was_learned() -> None:
+    settings = TaskSettings(words="embedded")
+    learned = SimpleSpelling(embedded_words(), "train", size=20_000)
+
+    asked = TASKS["simplespelling"](settings)
+
+    assert len(asked) == 256
+    assert {one(asked, i) for i in range(256)}.isdisjoint(one(learned, i) for i in range(20_000))
+
+
+def one(task: Task, index: int) -> str:
+    """Give the question of an example."""
+    question = task.example(index).messages[0]["content"]
+    assert isinstance(question, str)
+    return question
 
 
 def test_the_identity_is_the_one_that_is_given(tmp_path: Path) -> None:
