@@ -2,7 +2,8 @@
 # make demo       the whole path at a tiny size, in less than half an hour; then the chat page opens
 # make test       all tests but the slow ones and those for GPUs
 # make test-slow  the slow ones
-# make check      what CI runs: lint, types, tests
+# make test-long  those of the slow ones that take no more than two minutes each
+# make check      what CI runs: lint, types, tests, long tests
 #
 # Each target does its own set-up. Variables:
 #   PYTHON=python3.12        the interpreter (3.11 to 3.13)
@@ -18,7 +19,7 @@ RUN ?= demo
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: setup pretrain demo test test-slow lint types check clean
+.PHONY: setup pretrain demo test test-slow test-long lint types check clean
 
 setup: $(READY)
 
@@ -45,6 +46,10 @@ test-slow: $(READY)
 	bash scripts/test_packages.sh
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
+test-long: $(READY)
+	bash scripts/test_packages.sh
+	$(BIN)/python -m pytest -m "long and not gpu" --durations=20
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -52,7 +57,7 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-check: lint types test
+check: lint types test test-long
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -12,6 +12,12 @@ import torch
 from tests.running import Cluster, start_cluster
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Make what is long slow as well, so that only who asks for it runs it."""
+    if item.get_closest_marker("long"):
+        item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """Compute with one thread: tiny tensors gain nothing from more, and results repeat exactly."""
