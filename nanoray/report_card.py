@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from nanoray.metrics import PASS_RATE, PASS_RATE_ERROR, read_from_before
 from nanoray.storage import RunFolder, StageFolder, list_folder, read_json
 
 COLUMNS = {"pretrain": "BASE", "midtrain": "MID", "sft": "SFT", "rl": "RL"}
 MEANS = FIRST, LAST = "CORE", "ChatCORE"
+Z_95 = 1.96
+"""Of a normal distribution 95 % lie within so many standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,38 @@ def read_card(run: RunFolder) -> Card | None:
                 before = scores.setdefault(metric, {}).get(stage)
                 if before is None or score.rank > before.rank:
                     scores[metric][stage] = score
+    scores |= pass_rates(run)
     if not scores:
         return None
     order = sorted(scores, key=lambda metric: (metric == LAST, metric != FIRST))
     return Card(run.run, {metric: scores[metric] for metric in order})
+
+
+def pass_rates(run: RunFolder) -> dict[str, dict[str, Score]]:
+    """Read what RL measured itself: how many of the answers that it draws are right.
+
+    That is what it trains for. Answers of evaluations are greedy, and may not change with it. What
+    was measured before its first step counts for the stage that it started from.
+    """
+    folder = run.stage("rl")
+    start = read_json(folder.fs, folder.path("start.json"))
+    config = read_json(folder.fs, folder.path("config.json"))
+    measured = [record for record in read_from_before(folder) if PASS_RATE in record]
+    if not measured or start is None or config is None:
+        return {}
+    found = {"rl": measured[-1]}
+    name, _, stage = start["from"].partition("@")[0].partition("/")
+    if name == run.run and measured[0]["step"] == 0:
+        found[stage] = measured[0]
+    answers = config["validation_questions"] * config["validation_samples"]
+    tasks = f"{config['tasks']}, drawn at temperature {config['temperature']:g} (pass@1)"
+    return {tasks: {stage: pass_rate(record, answers) for stage, record in found.items()}}
+
+
+def pass_rate(record: dict[str, Any], num_answers: int) -> Score:  # Any: JSON
+    """Make a score of what RL measured at a step."""
+    value, half = record[PASS_RATE], Z_95 * record.get(PASS_RATE_ERROR, 0.0)
+    return Score(value, value - half, value + half, record["step"], num_answers, True, 0.0)
 
 
 def reports_of(folder: StageFolder) -> Iterator[dict[str, Any]]:  # Any: JSON

@@ -73,6 +73,43 @@ def test_the_newest_step_counts_and_of_it_what_had_most_examples(run: RunFolder)
     )
 
 
+def write_rl(storage: Path, started_from: str) -> None:
+    folder = storage / "r" / "rl"
+    folder.mkdir(parents=True)
+    config = {"tasks": "gsm8k", "temperature": 1.0}
+    config |= {"validation_questions": 64, "validation_samples": 4}
+    steps: list[dict[str, float]] = [{"step": step} for step in range(1, 5)]
+    steps[1] |= {"validation/pass_at_1": 0.4, "validation/pass_at_1_error": 0.03}
+    steps[2] |= {"validation/pass_at_1": 0.5, "validation/pass_at_1_error": 0.02}
+    before = {"validation/pass_at_1": 0.25, "validation/pass_at_1_error": 0.05}
+    (folder / "start.json").write_text(json.dumps({"from": started_from}))
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "before.json").write_text(json.dumps(before))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in steps))
+
+
+def test_what_rl_trains_for_stands_beside_what_it_started_from(run: RunFolder) -> None:
+    write_rl(Path(run.storage), "r/sft@7")
+
+    card = read_card(run)
+
+    assert card is not None
+    lines = card.markdown().splitlines()
+    assert lines[0] == "| r | BASE | SFT | RL |"
+    drawn = "| gsm8k, drawn at temperature 1 (pass@1) |  | 0.2500 ± 0.0980* | 0.5000 ± 0.0392* |"
+    assert drawn in lines
+
+
+def test_what_rl_measured_of_another_run_is_not_of_a_stage_of_this_one(run: RunFolder) -> None:
+    write_rl(Path(run.storage), "other/sft@7")
+
+    card = read_card(run)
+
+    assert card is not None
+    drawn = "| gsm8k, drawn at temperature 1 (pass@1) |  |  | 0.5000 ± 0.0392* |"
+    assert drawn in card.markdown().splitlines()
+
+
 def test_names_are_text_on_the_page(run: RunFolder) -> None:
     card = read_card(run)
 

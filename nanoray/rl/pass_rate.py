@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from nanoray.metrics import PASS_RATE, PASS_RATE_ERROR
 from nanoray.model.gpt import GPT
 from nanoray.rl.source import Collector
 from nanoray.rl.steps import weights_of
@@ -20,8 +21,8 @@ MEASURING = -1
 class PassRate:
     """Pass@k over the first held-out questions, each rank's share of them drawn by itself."""
 
-    key = "validation/pass_at_1"
-    error_key = "validation/pass_at_1_error"
+    key = PASS_RATE
+    error_key = PASS_RATE_ERROR
 
     def __init__(
         self, collector: Collector, world: World, *, num_questions: int, num_samples: int

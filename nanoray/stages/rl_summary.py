@@ -3,14 +3,12 @@
 import statistics
 
 from nanoray.metrics import BEFORE_FILE, read_metrics
+from nanoray.report_card import Z_95
 from nanoray.rl.pass_rate import PassRate
 from nanoray.stages.rl_config import RLConfig
 from nanoray.stages.stage_summary import tell, trained_lines
 from nanoray.stages.training_job import TrainingJob
 from nanoray.storage import read_json
-
-Z_95 = 1.96
-"""Of a normal distribution 95 % lie within so many standard deviations."""
 
 
 def finish(job: TrainingJob) -> str:
