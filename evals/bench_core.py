@@ -17,7 +17,7 @@ from nanoray.cluster import connection
 from nanoray.config import InputError, require_positive
 from nanoray.model.gpt import DTYPES
 from nanoray.train.checkpoint_name import find_model
-from nanoray.train.device import own_device, use_threads
+from nanoray.train.device import own_device, prepare_process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class CoreBench:
 
 def bench_core(config: CoreBench) -> str:
     """Run the benchmark; gives one line of JSON."""
-    use_threads()
+    prepare_process()
     saved = find_model(connection.absolute_address(config.storage or "runs"), config.run)
     device = own_device()
     model = saved.load(DTYPES[config.dtype], device).requires_grad_(False)

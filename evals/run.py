@@ -19,7 +19,7 @@ from nanoray.config import InputError, RunFailedError
 from nanoray.model.gpt import DTYPES
 from nanoray.task import Grade
 from nanoray.train.checkpoint_name import SavedModel, find_steps
-from nanoray.train.device import own_device, use_threads
+from nanoray.train.device import own_device, prepare_process
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class Examiner:
 
     def __init__(self, source: Source, threads: int, batch_size: int, niceness: int) -> None:
         os.nice(niceness)
-        use_threads(threads)
+        prepare_process(threads)
         self.source, self.batch_size = source, batch_size
         self.candidate: Candidate | None = None
         self.exams: dict[str, Exam] = {}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-Z_95 = 1.959963984540054
-"""Standard normal quantile of 97.5 %: of all intervals here, 95 % hold the true value."""
+from nanoray.metrics import Z_95
+
 BOOTSTRAP_DRAWS, BOOTSTRAP_SEED = 10_000, 0
 RIGHT_OR_WRONG = np.array([1.0, 0.0])
 """What an answer counts in a share."""

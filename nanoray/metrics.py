@@ -26,6 +26,8 @@ BEFORE_FILE = "before.json"
 """What was measured before the first step, in stages that begin with that."""
 PASS_RATE, PASS_RATE_ERROR = "validation/pass_at_1", "validation/pass_at_1_error"
 """What RL measures of its policy, and the standard error of that."""
+Z_95 = 1.959963984540054
+"""Standard normal quantile of 97.5 %: of all intervals that are told, 95 % hold the true value."""
 UPLOAD_SECONDS = 30.0
 """How often a log on an object store, where nothing can be appended, is written anew."""
 

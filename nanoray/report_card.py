@@ -5,13 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nanoray.metrics import PASS_RATE, PASS_RATE_ERROR, read_from_before
-from nanoray.storage import RunFolder, StageFolder, list_folder, read_json
+from nanoray.metrics import PASS_RATE, PASS_RATE_ERROR, Z_95, read_from_before
+from nanoray.storage import START_FILE, RunFolder, StageFolder, list_folder, read_json
 
 COLUMNS = {"pretrain": "BASE", "midtrain": "MID", "sft": "SFT", "rl": "RL"}
 MEANS = FIRST, LAST = "CORE", "ChatCORE"
-Z_95 = 1.96
-"""Of a normal distribution 95 % lie within so many standard deviations."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +111,7 @@ def pass_rates(run: RunFolder) -> dict[str, dict[str, Score]]:
     was measured before its first step counts for the stage that it started from.
     """
     folder = run.stage("rl")
-    start = read_json(folder.fs, folder.path("start.json"))
-    config = read_json(folder.fs, folder.path("config.json"))
+    start, config = read_json(folder.fs, folder.path(START_FILE)), folder.read_config()
     measured = [record for record in read_from_before(folder) if PASS_RATE in record]
     if not measured or start is None or config is None:
         return {}
@@ -124,7 +121,7 @@ def pass_rates(run: RunFolder) -> dict[str, dict[str, Score]]:
         found[stage] = measured[0]
     answers = config["validation_questions"] * config["validation_samples"]
     tasks = f"{config['tasks']}, drawn at temperature {config['temperature']:g} (pass@1)"
-    return {tasks: {stage: pass_rate(record, answers) for stage, record in found.items()}}
+    return {tasks: {stage: pass_rate(found[stage], answers) for stage in found}}
 
 
 def pass_rate(record: dict[str, Any], num_answers: int) -> Score:  # Any: JSON

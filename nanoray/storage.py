@@ -29,6 +29,9 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
 EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 """The package that each common protocol needs beside fsspec."""
 
+START_FILE = "start.json"
+"""In the folder of a stage that comes after another one: what it started from."""
+
 STORAGE_CLIENTS = {"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "requests", "azure"}
 """Packages whose own errors, which are no OSErrors, come through fsspec."""
 

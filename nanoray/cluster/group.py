@@ -41,7 +41,7 @@ from nanoray.config import InputError, RunFailedError, RunStoppedError
 from nanoray.data.feed import Actor
 from nanoray.progress import RunDisplay
 from nanoray.storage import RunFolder, is_local
-from nanoray.train.device import check_device, use_threads
+from nanoray.train.device import check_device, prepare_process
 from nanoray.train.world import Wish, train_with_others
 
 logger = logging.getLogger(__name__)
@@ -248,7 +248,7 @@ def _worker_function(group: Group, monitor: Actor) -> Callable[[], object]:
     def run() -> object:
         forward_logs(monitor)
         allow_inspection()
-        use_threads(group.resources.threads_per_worker)
+        prepare_process(group.resources.threads_per_worker)
         world = RayWorld(monitor, group.pacer)
         world.beat("starting")
         try:

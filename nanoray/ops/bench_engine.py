@@ -20,7 +20,7 @@ from nanoray.model.interop import transformers_config, transformers_weights
 from nanoray.model.kv_cache import cache_bytes_per_token
 from nanoray.model.scaling import gpt_config
 from nanoray.text.tokenizer import SMALLEST_VOCABULARY, Tokenizer
-from nanoray.train.device import own_device, training_dtype, use_threads
+from nanoray.train.device import own_device, prepare_process, training_dtype
 
 Run = Callable[[list[list[int]], int], dict[str, float]]
 READ_BYTES = 2**28
@@ -60,7 +60,7 @@ class EngineBench:
 
 def bench_engine(config: EngineBench) -> str:
     """Run the benchmark; gives one line of JSON."""
-    use_threads()
+    prepare_process()
     device = own_device()
     dtype = DTYPES[config.dtype] if config.dtype else training_dtype(device)
     shape = gpt_config(

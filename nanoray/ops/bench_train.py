@@ -21,7 +21,7 @@ from nanoray.model.gpt import DTYPES, GPT
 from nanoray.model.scaling import flops_per_token, gpt_config, learning_rates
 from nanoray.text.bpe import learn_merges
 from nanoray.text.tokenizer import SMALLEST_VOCABULARY, Tokenizer, split_words
-from nanoray.train.device import own_device, peak_flops, training_dtype, use_threads
+from nanoray.train.device import own_device, peak_flops, prepare_process, training_dtype
 from nanoray.train.optimizer import MuonAdamW, OptimizerConfig
 from nanoray.train.schedule import Schedule
 from nanoray.train.state import TrainState
@@ -67,7 +67,7 @@ class TrainBench:
 
 def bench_train(config: TrainBench) -> str:
     """Run the benchmark; gives the result as one line of JSON."""
-    use_threads(config.threads)
+    prepare_process(config.threads)
     device = own_device()
     dtype = DTYPES[config.dtype] if config.dtype else training_dtype(device)
     world = LocalWorld(device)

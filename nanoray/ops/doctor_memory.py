@@ -13,7 +13,7 @@ from nanoray.data.blocks import RECORD_FIELDS
 from nanoray.model.gpt import DTYPES, GPT
 from nanoray.model.memory import memory_per_gpu
 from nanoray.stages.training_job import Recipe
-from nanoray.train.device import can_compile, own_device, use_threads
+from nanoray.train.device import can_compile, own_device, prepare_process
 from nanoray.train.optimizer import MuonAdamW
 from nanoray.train.state import TrainState
 from nanoray.train.step import StepConfig, train_step
@@ -67,7 +67,7 @@ def try_step(recipe: Recipe, *, eager: bool, threads: int) -> StepFacts:
     size = recipe.device_batch_size
     if own_device().type == "cuda":
         return try_on_gpu(recipe, eager=eager)
-    use_threads(threads)
+    prepare_process(threads)
     free = psutil.virtual_memory().available
     allowed = CPU_SHARE * free
     if estimate_bytes(recipe, size) > allowed:

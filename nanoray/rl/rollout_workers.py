@@ -21,7 +21,7 @@ from nanoray.config import InputError, RunFailedError
 from nanoray.model.gpt import DTYPES
 from nanoray.rl.source import PartAsked, RolloutSource
 from nanoray.rl.trajectory import Trajectory
-from nanoray.train.device import own_device, use_threads
+from nanoray.train.device import own_device, prepare_process
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class RolloutWorker:
     """An actor: holds rollouts, and the weights that were asked for last."""
 
     def __init__(self, threads: int) -> None:
-        use_threads(threads)
+        prepare_process(threads)
         self.loaded: str | None = None
 
     def ready(self, source: list[Any]) -> None:  # Any: one reference

@@ -32,7 +32,7 @@ from nanoray.serve.settings import ApiSettings, hash_keys
 from nanoray.serve.ui import add_page
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.train.checkpoint_name import STAGES, SavedModel, find_model, find_steps
-from nanoray.train.device import own_device, training_dtype, use_threads
+from nanoray.train.device import own_device, prepare_process, training_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class ChatModel:
     """A replica: one checkpoint in one engine, which takes up newer ones between two steps."""
 
     def __init__(self, storage: str, name: str, config: ServeConfig, num_threads: int) -> None:
-        use_threads(num_threads)
+        prepare_process(num_threads)
         device = own_device()
         dtype = DTYPES[config.dtype] if config.dtype else training_dtype(device)
         self.storage, self.name, self.config = storage, name, config

@@ -2,8 +2,7 @@
 
 import statistics
 
-from nanoray.metrics import BEFORE_FILE, read_metrics
-from nanoray.report_card import Z_95
+from nanoray.metrics import BEFORE_FILE, Z_95, read_metrics
 from nanoray.rl.pass_rate import PassRate
 from nanoray.stages.rl_config import RLConfig
 from nanoray.stages.stage_summary import tell, trained_lines

@@ -19,7 +19,7 @@ from nanoray.data.conversation_files import FILE_KINDS, files_at
 from nanoray.data.datasets import EMBEDDED_WORDS
 from nanoray.stages.finetune_config import FinetuneConfig
 from nanoray.stages.rl_config import RLConfig
-from nanoray.storage import RunFolder, StageFolder, open_location, read_json, write_json
+from nanoray.storage import START_FILE, RunFolder, StageFolder, open_location, read_json, write_json
 from nanoray.task import Lessons
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.text.tokenizer_file import load_tokenizer
@@ -28,7 +28,6 @@ from nanoray.train.checkpoint_name import STAGES, SavedModel, find_model
 
 logger = logging.getLogger(__name__)
 
-START_FILE = "start.json"
 MIXTURE_FILE = "mixture/mixture.json"
 """In a stage's folder; there when the mixture is whole."""
 SOURCE_FLAGS = ("data", "words", "identity_file")

@@ -82,14 +82,14 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     return best
 
 
-def use_threads(count: int | None = None) -> None:
-    """Set this process up for computing on its CPUs.
+def prepare_process(num_threads: int | None = None) -> None:
+    """Let this process compute with so many threads, and keep the memory that its tensors free.
 
     Args:
-        count: of torch's threads; None for torch's own choice.
+        num_threads: of torch, in the calling thread; None for torch's own choice.
     """
-    if count is not None:
-        torch.set_num_threads(count)
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
     keep_freed_memory()
 
 

@@ -98,28 +98,31 @@ def sft(storage: Path, run: str, num_workers: int = 2, steps: int = 40) -> list[
 
 @pytest.mark.long
 @pytest.mark.cluster
-def test_sft_killed_twice_equals_the_undisturbed_one(ray_cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", ["sft", pytest.param("midtrain", marks=pytest.mark.slow)])
+def test_a_stage_killed_twice_equals_the_undisturbed_one(
+    ray_cluster: Cluster, tmp_path: Path, stage: str
+) -> None:
     env = ray_cluster.environment()
     write_chats(tmp_path / "own.jsonl")
     for run in ("calm", "killed"):
         save_base(tmp_path, run)
-    code, output = run_job("sft.py", *sft(tmp_path, "calm"), env=env)
+    code, output = run_job(f"{stage}.py", *sft(tmp_path, "calm"), env=env)
     assert code == 0, output
     assert "conversations without a token to learn" in output
 
-    process = start_job("sft.py", *sft(tmp_path, "killed"), env=env)
-    wait(process, tmp_path, "killed", 12, stage="sft")
+    process = start_job(f"{stage}.py", *sft(tmp_path, "killed"), env=env)
+    wait(process, tmp_path, "killed", 12, stage=stage)
     kill_a_worker(ray_cluster, random.Random(0))
-    wait(process, tmp_path, "killed", 31, stage="sft")
+    wait(process, tmp_path, "killed", 31, stage=stage)
     kill_job(process)
-    code, output = run_job("sft.py", *sft(tmp_path, "killed"), env=env)
+    code, output = run_job(f"{stage}.py", *sft(tmp_path, "killed"), env=env)
 
     assert code == 0, output
     assert "from the checkpoint of step" in output
-    expected = read_run(tmp_path, "calm", "sft")
-    assert read_run(tmp_path, "killed", "sft") == expected
+    expected = read_run(tmp_path, "calm", stage)
+    assert read_run(tmp_path, "killed", stage) == expected
     assert all(loss is not None for _, loss, _ in expected["losses"])
-    page = (tmp_path / "killed/sft/report.html").read_text()
+    page = (tmp_path / f"killed/{stage}/report.html").read_text()
     assert "calm/pretrain@10" not in page
     assert "killed/pretrain@10" in page
 

@@ -11,8 +11,8 @@ from nanoray.train.device import (
     can_compile,
     own_device,
     peak_flops,
+    prepare_process,
     training_dtype,
-    use_threads,
 )
 from tests.train.ranks import process_context
 
@@ -61,7 +61,7 @@ def test_a_cpu_with_a_compiler_can_compile():
 
 def faults_of_a_step() -> int:
     """Count the pages that the kernel hands out while blocks are freed and taken again."""
-    use_threads(1)
+    prepare_process(1)
 
     def take_and_free() -> None:
         blocks = [torch.ones(2**24 // 4) for _ in range(12)]
