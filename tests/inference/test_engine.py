@@ -316,3 +316,38 @@ def test_a_model_that_overflows_ends_its_request_and_harms_no_other(
 
     assert [o.finish_reason for o in outputs if o.request == sick] == [FinishReason.ERROR]
     assert given[well, 0] == healthy
+
+
+def test_log_probabilities_of_a_mixed_batch_are_those_of_full_forward_passes(
+    model: GPT, tokenizer: Tokenizer, prompts: list[list[int]]
+) -> None:
+    engine = make_engine(model, tokenizer)
+    counts = [None, 0, 3, 0, 5, None, 3]
+    requests = [
+        engine.add(prompt, greedy(num_logprobs=count))
+        for prompt, count in zip(prompts, counts, strict=False)
+    ]
+    outputs: dict[int, list[TokenOutput]] = defaultdict(list)
+    while engine.has_work:
+        for output in engine.step():
+            outputs[output.request].append(output)
+
+    for request, prompt, count in zip(requests, prompts, counts, strict=False):
+        tokens = [output.token for output in outputs[request]]
+        known = [output.logprobs for output in outputs[request]]
+        if count is None:
+            assert known == [None] * NUM_TOKENS
+            continue
+        with torch.no_grad():
+            logits = model.logits(model.hidden(torch.tensor([prompt + tokens])))[0]
+        expected = logits.log_softmax(-1)[len(prompt) - 1 : -1]
+        for row, token, found in zip(expected, tokens, known, strict=True):
+            assert found is not None
+            assert found.token == token
+            assert found.logprob == pytest.approx(row[token].item(), abs=1e-5)
+            assert [value for _, value in found.top] == pytest.approx(
+                row.topk(count).values.tolist(), abs=1e-5
+            )
+            assert all(
+                row[id_].item() == pytest.approx(value, abs=1e-5) for id_, value in found.top
+            )
