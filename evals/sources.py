@@ -11,6 +11,7 @@ from evals.facts import Facts
 from evals.gsm8k import GSM8K
 from evals.identity import Identity
 from evals.mmlu import MMLU
+from evals.quick import MOST_QUESTIONS, QuickAnswers
 from evals.smoltalk import SmolTalk
 from evals.spelling import SimpleSpelling, SpellingBee
 from evals.words import load_words
@@ -32,6 +33,8 @@ DEFAULT_SIZES: dict[str, dict[Split, int]] = {
     "simplespelling": {"train": 200_000, "test": 256},
     "spellingbee": {"train": 80_000, "test": 256},
     "arithmetic": {"train": 20_000, "test": 256},
+    "quickspelling": {"train": 1000, "test": 256},
+    "quickarithmetic": {"train": 1000, "test": 256},
 }
 """Of what is made up; spelling as in nanochat at d34. `Facts` counts its own."""
 
@@ -60,6 +63,13 @@ SOURCES: dict[str, MakeLessons] = {
     ),
     "arithmetic": lambda settings, split, size: Arithmetic(
         split, size=size_of("arithmetic", split, size)
+    ),
+    "quickspelling": lambda settings, split, size: QuickAnswers(
+        SpellingBee(load_words(settings.words), split, size=MOST_QUESTIONS),
+        size=size_of("quickspelling", split, size),
+    ),
+    "quickarithmetic": lambda settings, split, size: QuickAnswers(
+        Arithmetic(split, size=MOST_QUESTIONS), size=size_of("quickarithmetic", split, size)
     ),
     "facts": lambda settings, split, size: Facts(split, size=size),
 }

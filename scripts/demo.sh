@@ -8,18 +8,20 @@ set -euo pipefail
 bin=$1 run=$2
 # A small vocabulary, because letters are easier to learn from short tokens. Batches are small too, so
 # that there are enough steps, and gradients differ more from batch to batch than the guard expects.
+# Some answers are quick, as those of people are: the model learns to guess from them, until
+# reinforcement learning finds that its tool pays.
 chat=(--total-batch-tokens 4096 --lr-fraction 0.5 --learn assistant --skip-sigmas 0
     --validation-tokens 16384)
 stage() { local name=$1; shift; for word in "$@"; do printf '%s\n' "${word/#--/--$name.}"; done; }
 mapfile -t flags < <(
     stage pretrain --vocab-size 2048 --total-batch-tokens 8192 --num-steps 120 --validate-every 60
-    stage midtrain "${chat[@]}" --validate-every 200 \
-        --mixture identity,simplespelling=12000,spellingbee=1200,arithmetic=2500,facts
-    stage sft "${chat[@]}" --validate-every 80 \
-        --mixture identity*2,simplespelling=5000,spellingbee=1800,arithmetic=4500,facts
-    stage rl --tasks spellingbee --num-steps 30 --examples-per-step 8 --num-samples 8 \
-        --max-new-tokens 300 --lr-fraction 0.02 --validate-every 15 --validation-questions 64 \
-        --validation-samples 4 --eager --task-size 5000
+    stage midtrain "${chat[@]}" --validate-every 150 --mixture \
+        identity,simplespelling=9000,spellingbee=800,quickspelling=750,arithmetic=1500,quickarithmetic=1200,facts
+    stage sft "${chat[@]}" --validate-every 80 --mixture \
+        "identity*2,simplespelling=5000,spellingbee=1800,quickspelling=1600,arithmetic=3500,quickarithmetic=2800,facts"
+    stage rl --tasks spellingbee,arithmetic --num-steps 30 --examples-per-step 16 --num-samples 8 \
+        --max-new-tokens 300 --lr-fraction 0.05 --validate-every 10 --validation-questions 64 \
+        --validation-samples 4 --eager --task-size 5000 --skip-sigmas 0
 )
 "$bin/python" jobs/pipeline.py --run "$run" --words embedded --eval-max-per-task 64 \
     --eval-tasks spellingbee,simplespelling,arithmetic,identity "${flags[@]}"

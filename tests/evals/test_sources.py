@@ -13,7 +13,8 @@ from tests.evals.local_hub import local_hub
 from tests.support import tiny_tokenizer
 
 FROM_DATA = ["smoltalk", "mmlu", "arc-easy", "arc-challenge", "gsm8k"]
-MADE_UP = ["identity", "simplespelling", "spellingbee", "arithmetic", "facts"]
+MADE_UP = ["identity", "simplespelling", "spellingbee", "arithmetic"]
+MADE_UP += ["quickspelling", "quickarithmetic", "facts"]
 OFFLINE = TaskSettings(words="embedded")
 
 
@@ -49,6 +50,8 @@ def test_what_is_made_up_needs_no_network_and_has_the_size_that_is_asked_for(
         ("simplespelling", 200_000, 256),
         ("spellingbee", 80_000, 256),
         ("arithmetic", 20_000, 256),
+        ("quickspelling", 1_000, 256),
+        ("quickarithmetic", 1_000, 256),
     ],
 )
 def test_without_a_size_a_source_has_its_own(name: str, train: int, test: int) -> None:

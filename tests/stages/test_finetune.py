@@ -98,7 +98,7 @@ def sft(storage: Path, run: str, num_workers: int = 2, steps: int = 40) -> list[
 
 @pytest.mark.long
 @pytest.mark.cluster
-@pytest.mark.parametrize("stage", ["sft", pytest.param("midtrain", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stage", ["sft", "midtrain"])
 def test_a_stage_killed_twice_equals_the_undisturbed_one(
     ray_cluster: Cluster, tmp_path: Path, stage: str
 ) -> None:
@@ -108,7 +108,8 @@ def test_a_stage_killed_twice_equals_the_undisturbed_one(
         save_base(tmp_path, run)
     code, output = run_job(f"{stage}.py", *sft(tmp_path, "calm"), env=env)
     assert code == 0, output
-    assert "conversations without a token to learn" in output
+    # Midtraining learns every token, so none of its conversations is without one.
+    assert ("conversations without a token to learn" in output) == (stage == "sft")
 
     process = start_job(f"{stage}.py", *sft(tmp_path, "killed"), env=env)
     wait(process, tmp_path, "killed", 12, stage=stage)
