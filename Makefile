@@ -1,9 +1,9 @@
 # make pretrain   train a small model on the embedded texts, in about ten minutes on two cores
 # make demo       the whole path at a tiny size, in less than half an hour; then the chat page opens
 # make test       all tests but the slow ones and those for GPUs
-# make test-slow  the slow ones
-# make test-long  those of the slow ones that take no more than two minutes each
-# make check      what CI runs: lint, types, tests, long tests
+# make test-slow  the slow ones, some hours: for every night
+# make test-proofs  those of the slow ones that no change may break
+# make check      what CI runs: lint, types, tests, proofs
 #
 # Each target does its own set-up. Variables:
 #   PYTHON=python3.12        the interpreter (3.11 to 3.13)
@@ -19,7 +19,7 @@ RUN ?= demo
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: setup pretrain demo test test-slow test-long lint types check clean
+.PHONY: setup pretrain demo test test-slow test-proofs lint types check clean
 
 setup: $(READY)
 
@@ -46,9 +46,9 @@ test-slow: $(READY)
 	bash scripts/test_packages.sh
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
-test-long: $(READY)
+test-proofs: $(READY)
 	bash scripts/test_packages.sh
-	$(BIN)/python -m pytest -m "long and not gpu" --durations=20
+	$(BIN)/python -m pytest -m "proof and not gpu" --durations=20
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -57,7 +57,7 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-check: lint types test test-long
+check: lint types test test-proofs
 
 clean:
 	rm -rf $(VENV) build *.egg-info

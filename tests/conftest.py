@@ -13,8 +13,8 @@ from tests.running import Cluster, start_cluster
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Make what is long slow as well, so that only who asks for it runs it."""
-    if item.get_closest_marker("long"):
+    """Make a proof slow as well, so that only who asks for it runs it."""
+    if item.get_closest_marker("proof"):
         item.add_marker(pytest.mark.slow)
 
 

@@ -35,7 +35,7 @@ from nanoray.serve.protocol import (
 from nanoray.serve.server_metrics import ServerMetrics
 from nanoray.serve.settings import ApiSettings
 from nanoray.serve.text_completions import CompletionAnswer
-from nanoray.text.tokenizer import SPECIAL_TOKENS
+from nanoray.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ class Api:
         """Answer a conversation."""
         body = await read_body(request, ChatRequest, self.settings.most_body_bytes)
         model = self.model(body.model)
-        prompt = chat_prompt(body.messages, model.tokenizer)
+        prompt = await body.work(chat_prompt, body.messages, model.tokenizer)
         params = body.sampling(
             room_for(model, len(prompt), body.asked_tokens),
             tools=True,
@@ -175,14 +175,9 @@ class Api:
         """Continue prompts."""
         body = await read_body(request, CompletionRequest, self.settings.most_body_bytes)
         model = self.model(body.model)
-        tokenizer = model.tokenizer
-        ids = [
-            [tokenizer.bos_id, *tokenizer.encode(prompt)] if isinstance(prompt, str) else prompt
-            for prompt in body.prompts()
-        ]
+        ids = await body.work(prompt_ids, body.prompts(), model.tokenizer)
         jobs = []
         for prompt in ids:
-            check_ids(prompt, tokenizer.vocab_size)
             asked = None if body.max_tokens is None else max(body.max_tokens, 1)
             room = room_for(model, len(prompt), asked, "prompt")
             if asked is None:
@@ -218,11 +213,11 @@ class Api:
         if (body.prompt is None) == (body.messages is None):
             raise bad("prompt", "Give either prompt, a text, or messages.")
         if body.messages is not None:
-            tokens = chat_prompt(body.messages, model.tokenizer)
+            tokens = await body.work(chat_prompt, body.messages, model.tokenizer)
         else:
             assert body.prompt is not None, "checked"
             begin = [model.tokenizer.bos_id] if body.add_special_tokens else []
-            tokens = [*begin, *model.tokenizer.encode(body.prompt)]
+            tokens = begin + await body.work(model.tokenizer.encode, body.prompt)
         answer = {
             "tokens": tokens,
             "count": len(tokens),
@@ -272,6 +267,21 @@ def room_for(
             "context_length_exceeded",
         )
     return room if asked is None else asked
+
+
+def prompt_ids(prompts: list[str | list[int]], tokenizer: Tokenizer) -> list[list[int]]:
+    """Encode prompts, if they are texts.
+
+    Raises:
+        APIError: a prompt is empty, or has ids that the vocabulary does not have.
+    """
+    ids = [
+        [tokenizer.bos_id, *tokenizer.encode(prompt)] if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
+    for each in ids:
+        check_ids(each, tokenizer.vocab_size)
+    return ids
 
 
 def check_ids(tokens: list[int], vocab_size: int) -> None:

@@ -4,11 +4,13 @@ Fields that change nothing are accepted (a penalty of 0, `user`); fields that wo
 answer and are not served are refused, so that nobody gets something else than was asked for.
 """
 
+import asyncio
 import json
 import secrets
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Any, ParamSpec, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from starlette.requests import Request
 
 from nanoray.inference.sampling import SamplingParams
@@ -22,13 +24,32 @@ MOST_LOGPROBS = 20
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's, for /v1/completions."""
 
+LONG_BYTES = 50_000
+"""Encoding so much takes some milliseconds; of the largest body it takes a third of a second."""
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Item = TypeVar("Item")
+# Else each wrong item of a long list becomes an error, some kilobytes large.
+ListOf = Annotated[list[Item], Field(fail_fast=True)]
+Args = ParamSpec("Args")
+Result = TypeVar("Result")
 
 
 class Body(BaseModel):
     """What a client sends; numbers as strings, and the like, are refused."""
 
     model_config = ConfigDict(strict=True)
+
+    _num_bytes: int = PrivateAttr(default=0)
+    """Of the JSON that it was read from."""
+
+    async def work(
+        self, function: Callable[Args, Result], *args: Args.args, **kwargs: Args.kwargs
+    ) -> Result:
+        """Work on what the body holds: in a thread if it is long, so that others are answered."""
+        if self._num_bytes < LONG_BYTES:
+            return function(*args, **kwargs)
+        return await asyncio.to_thread(function, *args, **kwargs)
 
     def check(self) -> None:
         """Refuse what pydantic cannot see.
@@ -57,7 +78,7 @@ class GenerationRequest(Body):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     n: Annotated[int, Field(ge=1, le=MOST_SAMPLES)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | ListOf[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -67,7 +88,7 @@ class GenerationRequest(Body):
     frequency_penalty: Finite | None = None
     repetition_penalty: Finite | None = None
     min_p: Finite | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: ListOf[int] | None = None
     use_beam_search: bool | None = None
     logit_bias: dict[str, Any] | None = None  # Any: only its emptiness counts
     response_format: dict[str, Any] | None = None  # Any: only {"type": "text"} is allowed
@@ -157,7 +178,7 @@ class ChatRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     """The body of /v1/completions."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | ListOf[str] | ListOf[int] | ListOf[ListOf[int]]
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     echo: bool | None = None
     suffix: str | None = None
@@ -202,7 +223,7 @@ class DetokenizeRequest(Body):
     """The body of /detokenize."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: ListOf[int]
 
 
 def bad(param: str, message: str, code: str | None = None) -> APIError:
@@ -242,6 +263,7 @@ async def read_body(request: Request, shape: type[AnyBody], most_bytes: int) -> 
     except RecursionError as error:
         raise APIError(400, "The body is nested too deeply.") from error
     body.check()
+    body._num_bytes = len(content)
     return body
 
 

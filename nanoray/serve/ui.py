@@ -20,7 +20,7 @@ from nanoray.serve.bubbles import (
     text_of_shown,
 )
 from nanoray.serve.chat_client import AnswerError, ChatClient
-from nanoray.serve.errors import APIError
+from nanoray.serve.page_requests import OnlyThePage
 
 PATH = "/chat"
 EXAMPLES = ["Why is the sky blue?", "What is 12*(3+4)?", "How many r are in strawberry?"]
@@ -241,18 +241,12 @@ class NothingFromElsewhere:
         await self.app(scope, receive, with_rule)
 
 
-def no_upload(rest: str) -> Response:
-    """Refuse a file."""
-    return APIError(404, "This server takes no files.", code="not_found").response()
-
-
 def add_page(app: FastAPI, client: ChatClient, models: list[str], max_tokens: int) -> FastAPI:
     """Put the page into an application, under /chat; the address alone leads there."""
     app.add_api_route("/", lambda: RedirectResponse(PATH))
     app.add_api_route("/favicon.ico", lambda: Response(status_code=204))  # browsers ask for it
-    # Gradio takes files of any size, and the page asks for none.
-    app.add_api_route(f"{PATH}/gradio_api/upload{{rest:path}}", no_upload, methods=["GET", "POST"])
     app.add_middleware(NothingFromElsewhere)
+    app.add_middleware(OnlyThePage, path=PATH)
     page = ChatPage(client, models, max_tokens).build()
     return gr.mount_gradio_app(
         app,

@@ -117,7 +117,7 @@ def test_the_cluster_that_ray_start_left_running_is_joined(ray_cluster: Cluster,
     assert said == f"connected: {ray_cluster.address} with 8 CPUs\n"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_without_a_cluster_a_local_one_starts_and_ends_with_the_job(
     ray_folder,

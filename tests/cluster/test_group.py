@@ -116,7 +116,7 @@ def well(ray_connection, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     return run(Story(tmp_path_factory.mktemp("well")))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_result_is_that_of_rank_0_which_has_its_threads(well: Ran):
     assert well.result == {"rank": 0, "threads": 3, "device": "cpu"}
 
@@ -136,7 +136,7 @@ def test_what_rank_0_reports_reaches_the_display_and_the_readers(well: Ran):
     assert rows_to_unit_5 == -2, "the consumers stand at row 2 of unit 5"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_wrong_input_that_a_worker_finds_is_raised_as_such_and_not_tried_again(tmp_path):
     story = Story(tmp_path, "bad data")
 
@@ -163,7 +163,7 @@ def test_wrong_input_at_the_beginning_is_raised_as_such(tmp_path):
         run(Story(tmp_path, "nothing to begin with"))
 
 
-@pytest.mark.long
+@pytest.mark.proof
 def test_a_fault_in_the_code_is_tried_twice_and_told_with_its_line_first(tmp_path):
     story = Story(tmp_path, "fault")
 
@@ -178,7 +178,7 @@ def test_a_fault_in_the_code_is_tried_twice_and_told_with_its_line_first(tmp_pat
     assert story.starts == 2
 
 
-@pytest.mark.long
+@pytest.mark.proof
 def test_a_killed_worker_makes_the_group_start_again(tmp_path):
     story = Story(tmp_path, "killed")
 
@@ -203,7 +203,7 @@ def test_workers_that_never_get_on_end_the_run(tmp_path):
     assert story.starts == 2
 
 
-@pytest.mark.long
+@pytest.mark.proof
 def test_a_group_out_of_memory_starts_again_with_half_the_device_batch(tmp_path):
     ran = run(Story(tmp_path, "too large"))
 

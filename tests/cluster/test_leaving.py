@@ -33,7 +33,7 @@ def nodes() -> Iterator[list[str]]:
         cluster.stop()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_run_is_asked_to_save_once_when_a_node_of_its_own_is_to_leave(nodes: list[str]) -> None:
     own, other = nodes

@@ -83,7 +83,7 @@ def test_a_run_larger_than_what_is_left_of_the_cluster_begins_when_it_is_alone(
     alone.leave()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_nobody_waits_for_a_run_that_was_killed(ray_connection: None) -> None:
     killed, living, new = turn("/s/killed"), turn("/s/living"), turn("/s/new")

@@ -235,7 +235,7 @@ def all_same(got: list[list[Block]], wanted: list[list[Block | None]]) -> bool:
     )
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize(("cursor", "padding"), [(Cursor(), 0), (MID_UNIT, 2)])
@@ -304,7 +304,7 @@ def settled(pacer: Actor) -> int:
     return count
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_readers_stay_within_the_window_while_nobody_consumes(ray_connection, plan):
     start = StreamStart(Cursor(), 0, num_units=400, num_readers=READERS)

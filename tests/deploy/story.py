@@ -190,7 +190,7 @@ ELSEWHERE = {
     "make demo": "tests/deploy/test_make.py",
     "make test": "what runs this",
     "make test-slow": "what runs this",
-    "make test-long": "what runs this",
+    "make test-proofs": "what runs this",
     "make check": "what runs this",
     "bash scripts/gpu_check.sh": "needs a GPU",
     "export RAY_AUTH_MODE=token": "set for all steps",

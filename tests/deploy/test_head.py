@@ -176,7 +176,7 @@ def wait_for_jobs(head: Head, process: "subprocess.Popen[bytes]") -> None:
         time.sleep(0.2)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_bare_submit_runs_in_the_projects_folder(head: Head, tmp_path: Path):
     submitted = head.submit("--", "python", "jobs/plan.py", "--depth", "4", folder=tmp_path)
 

@@ -46,7 +46,7 @@ def test_all_of_a_question_is_compared() -> None:
     assert question_texts(exam_of(Quiz([("Why?", "So.")]))) == [["Why?", "So."]]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_questions_in_the_text_are_found_and_others_are_not(
     ray_cluster: Cluster, tmp_path: Path

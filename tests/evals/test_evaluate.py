@@ -92,7 +92,7 @@ def evaluate(cluster: Cluster, storage: Path, *flags: object) -> tuple[int, str]
     return run_job("evaluate.py", "--storage", storage, *given, env=cluster.environment())
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_results_are_kept_and_not_measured_again(ray_cluster: Cluster, storage: Path) -> None:
     code, output = evaluate(ray_cluster, storage, "--run", "base", "--max-per-task", 8)
@@ -113,7 +113,7 @@ def test_results_are_kept_and_not_measured_again(ray_cluster: Cluster, storage: 
     assert table.read_text().splitlines()[-1].startswith("CORE ")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_published_model_is_measured_by_the_same_code(
     ray_cluster: Cluster, storage: Path, tmp_path: Path
@@ -164,7 +164,7 @@ def test_all_of_core_is_the_same_for_any_batch_and_crew(
     assert found[0] == found[1]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_what_cannot_be_measured_is_said_in_one_line(ray_cluster: Cluster, storage: Path) -> None:
     wrong = {

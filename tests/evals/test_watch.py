@@ -36,7 +36,7 @@ def records_of(storage: Path, run: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_run_with_evaluations_is_the_run_without(ray_cluster: Cluster, tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")

@@ -40,7 +40,7 @@ def calm(cluster: Cluster, num_workers: int, steps: int) -> dict[str, Any]:
         return read_run(Path(folder), "calm")
 
 
-@pytest.mark.long
+@pytest.mark.proof
 @pytest.mark.cluster
 @pytest.mark.parametrize(("num_workers", "seed"), [(2, 1)])
 def test_a_run_killed_twice_equals_the_undisturbed_one(
@@ -80,11 +80,9 @@ def check_that_kills_change_nothing(
     assert read_run(tmp_path, "killed") == expected
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.parametrize(
-    "numbers", [(1, 2), pytest.param((1, 2, 3, 4), marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.parametrize("numbers", [(1, 2), (1, 2, 3, 4)], ids=str)
 def test_any_number_of_workers_reads_the_same_rows_in_the_same_steps(
     ray_cluster: Cluster, numbers: tuple[int, ...]
 ):

@@ -131,7 +131,7 @@ def ask_server(traces: Traces) -> dict[str, int]:
     return statuses
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_secrets_of_the_environment_are_written_nowhere(traces: Traces) -> None:
     assert traces.leaks() == {}
@@ -167,7 +167,7 @@ def test_the_doctor_and_a_server_tell_no_secret_either(traces: Traces) -> None:
     assert any("/logs/serve/" in place for place in traces.texts)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "environment"),
     [

@@ -182,7 +182,15 @@ def test_strings_have_the_value_that_eval_gives() -> None:
     pieces += [".count('a')", ".count(", "'aXbXa'", ".strip()", "5", ".zfill(9)", ".center(20)"]
     pieces += ["'b a'", ".count('b')", ".find('b')", ".casefold()", ".lstrip('a')"]
     pieces += [" or ", " and ", "not ", " if ", " else ", " in ", " is ", "b'a'", "f", "None"]
-    pieces += [".encode()", ".isascii()", ".real", ".bit_length()"]
+    pieces += [
+        ".encode()",
+        ".encode('rot13')",
+        ".decode('zz')",
+        ".format()",
+        ".isascii()",
+        ".real",
+        ".bit_length()",
+    ]
     pieces += [".split()", ".split('b')", ".join('xyz')", ".partition(' ')", ".index('a')"]
     texts = ["".join(rng.choices(pieces, k=rng.randrange(1, 7))) for _ in range(30_000)]
     texts += [f"'{text.replace(chr(39), '')}'.count('a')" for text in texts[:2_000]]
@@ -208,6 +216,8 @@ def test_strings_have_the_value_that_eval_gives() -> None:
         "'" + "a" * 220 + "'.join('" + "b" * 220 + "').count('a')",
         "(lambda x)('a').count('a')",
         "'a'.encode('utf8').count('a')",
+        "'a'.encode('zz').count('a')",
+        "b'a'.decode('hex').count('a')",
         "'a'.expandtabs(2000000000).count('a')",
         "not " * 100 + "'a'.count('a')",
     ],

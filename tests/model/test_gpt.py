@@ -310,7 +310,7 @@ def test_a_compiled_model_gives_the_same_losses_and_gradients(compute_dtype: tor
         torch.testing.assert_close(grad, expected, atol=5 * tolerance * scale, rtol=0.0)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="needs a C++ compiler")
 @pytest.mark.filterwarnings("default")  # the compiler has warnings of its own
 def test_compiled_gradients_are_the_same_each_time_on_several_threads() -> None:

@@ -91,7 +91,7 @@ def examine(cluster: Cluster, *flags: object) -> tuple[int, dict[str, Any]]:
     return code, {finding["check"]: finding for finding in facts["findings"]}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_healthy_cluster_has_nothing_failed(cluster: Cluster, tmp_path: Path, data: Path):
     flags = ("--data", data, "--storage", tmp_path / "runs", *FLAGS)
@@ -213,7 +213,7 @@ def node_with_other_mounts(cluster: Cluster, *folders: Path) -> Iterator[None]:
             left.kill()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_node_that_sees_another_storage_and_other_data_is_named(
     cluster: Cluster, tmp_path: Path, data: Path

@@ -44,7 +44,7 @@ cluster.stop()
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_what_a_run_depends_on_is_on_the_node_of_its_driver():
     done = subprocess.run(

@@ -70,7 +70,7 @@ def attempts(storage: Path) -> int:
     return int(json.loads((storage / "p/run.json").read_text())["attempt"])
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_pipeline_skips_what_is_done_and_makes_anew_what_has_changed(
     ray_cluster: Cluster, tmp_path: Path
@@ -93,7 +93,7 @@ def test_a_pipeline_skips_what_is_done_and_makes_anew_what_has_changed(
     assert len(list((tmp_path / "p").glob("midtrain.before-*"))) == 1
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_pipeline_is_refused_for_a_late_stage_before_its_first_begins(
     ray_cluster: Cluster, tmp_path: Path

@@ -188,7 +188,7 @@ def nodes_told(cluster: "subprocess.Popen[str]", word: str) -> list[str]:
     return line.split()[1:]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(300)
 def test_a_notice_drains_the_node_of_its_machine_and_no_other(

@@ -44,7 +44,7 @@ def results(rows: list[TrialRow]) -> dict[str, float | None]:
     return {row.name: row.bits_per_byte for row in rows}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_sweep_trains_its_trials_and_does_none_of_them_twice(
     ray_cluster: Cluster, tmp_path: Path
@@ -165,7 +165,7 @@ def test_another_setting_for_all_trials_is_another_sweep(
     assert "Sweep s began with other settings: --matrix-lr was 0.02 and is 0.03" in output
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "told"),
     [

@@ -5,12 +5,16 @@ import math
 import random
 import socket
 import string
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from nanoray.text.tokenizer import Tokenizer
 from tests.chat_run import ANSWERS, EMOJI, WEATHER
 from tests.serve.server import MODEL, LocalServer
 
@@ -249,6 +253,32 @@ def test_special_tokens_in_a_clients_text_are_text(server: LocalServer) -> None:
 
     assert not set(text["tokens"]) & set(special)
     assert sum(token in special for token in chat["tokens"]) == 4
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/completions", CHAT])
+def test_a_long_text_is_encoded_beside_the_loop_that_all_answers_need(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    def send(text: str) -> int:
+        chat = {"messages": [{"role": "user", "content": text}]}
+        body = chat if path == CHAT else {"prompt": text}
+        return server.post(path, {**body, "max_tokens": 1}).status_code
+
+    def encode(tokenizer: Tokenizer, text: str) -> NDArray[np.int32]:
+        threads.append(threading.get_ident())
+        return encode_array(tokenizer, text)
+
+    threads: list[int] = []
+    encode_array = Tokenizer.encode_array
+    monkeypatch.setattr(Tokenizer, "encode_array", encode)
+
+    assert send("1" * 100) == 200
+    loop = threads[0]
+    threads.clear()
+
+    assert send("1" * 100_000) == (200 if path == "/tokenize" else 400)
+    assert threads
+    assert loop not in threads
 
 
 def test_text_goes_to_ids_and_back(server: LocalServer) -> None:

@@ -266,7 +266,7 @@ def test_ctrl_c_lets_the_answers_in_the_making_end(storage: Path) -> None:
     assert (ended, code) == ("done", 0)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

@@ -96,9 +96,9 @@ def sft(storage: Path, run: str, num_workers: int = 2, steps: int = 40) -> list[
     return [*flags, "--validate-every", 20, *FLAGS]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.parametrize("stage", ["sft", "midtrain"])
+@pytest.mark.parametrize("stage", [pytest.param("sft", marks=pytest.mark.proof), "midtrain"])
 def test_a_stage_killed_twice_equals_the_undisturbed_one(
     ray_cluster: Cluster, tmp_path: Path, stage: str
 ) -> None:
@@ -144,7 +144,7 @@ def test_any_number_of_workers_learns_the_same_rows_in_the_same_steps(
     assert len({run["ledger"] for run in runs}) == 1
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_bad_input_of_sft_is_told_in_one_sentence(ray_cluster: Cluster, tmp_path: Path) -> None:
     env = ray_cluster.environment()

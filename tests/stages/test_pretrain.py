@@ -67,7 +67,7 @@ def test_a_run_leaves_report_metrics_ledger_and_verified_checkpoints(finished: F
     assert files == {"model.safetensors", "state.json", "manifest.json"} | optimizers
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_resume_with_another_identity_is_refused_with_the_difference(
     ray_cluster: Cluster, finished: Finished, tmp_path: Path
@@ -87,7 +87,7 @@ def test_a_resume_with_another_identity_is_refused_with_the_difference(
     assert "is finished" in kept_said
 
 
-@pytest.mark.long
+@pytest.mark.proof
 @pytest.mark.cluster
 def test_fresh_moves_a_finished_run_aside(ray_cluster: Cluster, finished: Finished):
     weights = finished.stage / "checkpoints" / "step_000030" / "model.safetensors"
@@ -191,7 +191,7 @@ def test_a_bad_shard_is_left_out_if_the_user_says_so(ray_cluster: Cluster, tmp_p
     assert "another.parquet" in output
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_documents_that_are_empty_null_huge_or_no_utf8_do_not_stop_a_run(
     ray_cluster: Cluster, tmp_path: Path

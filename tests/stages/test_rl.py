@@ -51,7 +51,7 @@ def rollout_actors(cluster: Cluster) -> list[psutil.Process]:
     return [p for p in everyone if process_title(p).startswith("ray::RolloutWorker")]
 
 
-@pytest.mark.long
+@pytest.mark.proof
 @pytest.mark.cluster
 def test_rl_goes_on_after_a_rollout_actor_a_trainer_and_the_job_were_killed(
     ray_cluster: Cluster, tmp_path: Path
@@ -86,7 +86,7 @@ def test_rl_goes_on_after_a_rollout_actor_a_trainer_and_the_job_were_killed(
         time.sleep(0.2)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_bad_input_of_rl_is_told_in_one_sentence(ray_cluster: Cluster, tmp_path: Path) -> None:
     env = ray_cluster.environment()

@@ -25,7 +25,7 @@ def one_cpu() -> Iterator[Cluster]:
     cluster.stop()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_tokenizer_is_the_same_to_the_byte_on_any_number_of_workers(
     ray_cluster: Cluster, one_cpu: Cluster, tmp_path: Path
