@@ -39,6 +39,8 @@ from nanoray.text.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 logger = logging.getLogger(__name__)
 
+MOST_LOGPROBS_IN_ALL = 300_000
+"""Of a request; writing so many as JSON takes a second and a half, in which no stream goes on."""
 LOOK_SECONDS = 1.0
 """For how long it is believed that an engine works, or does not."""
 
@@ -195,6 +197,7 @@ class Api:
         answer: ChatAnswer | CompletionAnswer,
     ) -> Response:
         """Let the model continue prompts, and answer with all of it, or as it comes."""
+        check_logprobs(jobs)
         generations = Generations(self.admission, sum(params.num_samples for _, params in jobs))
         await generations.begin(
             [partial(Generation, model, *job, self.settings, self.metrics) for job in jobs]
@@ -267,6 +270,27 @@ def room_for(
             "context_length_exceeded",
         )
     return room if asked is None else asked
+
+
+def check_logprobs(jobs: list[tuple[list[int], SamplingParams]]) -> None:
+    """Refuse a request whose log-probabilities would take seconds to write.
+
+    Raises:
+        APIError: it asks for too many.
+    """
+    count = sum(
+        params.num_samples
+        * (params.max_tokens + (len(prompt) if params.prompt_logprobs else 0))
+        * (1 + params.num_logprobs)
+        for prompt, params in jobs
+        if params.num_logprobs is not None
+    )
+    if count > MOST_LOGPROBS_IN_ALL:
+        raise bad(
+            "logprobs",
+            f"The request asks for up to {count:,} log-probabilities, and "
+            f"{MOST_LOGPROBS_IN_ALL:,} are the most. Ask for fewer answers, tokens, or logprobs.",
+        )
 
 
 def prompt_ids(prompts: list[str | list[int]], tokenizer: Tokenizer) -> list[list[int]]:

@@ -43,10 +43,10 @@ class Generation:
             APIError: the prompt is refused, or nothing came in time, or the model is not there.
         """
         try:
-            async with asyncio.timeout(self.settings.first_token_seconds):
+            async with asyncio.timeout(self._deadline - time.monotonic()):
                 self._first = await self._next()
         except TimeoutError as error:
-            raise busy("The answer did not begin in time. Try again in a moment.", 10) from error
+            raise not_begun() from error
 
     async def steps(self) -> AsyncIterator[Step]:
         """Yield what each step brings, up to the deadline, which leaves answers without an end."""
@@ -83,6 +83,11 @@ class Generation:
             await close()
 
 
+def not_begun() -> APIError:
+    """Say that others are before this answer, or that the engine is slow."""
+    return busy("The answer did not begin in time. Try again in a moment.", 10)
+
+
 class Generations:
     """The generations of one request: one per prompt, all admitted together."""
 
@@ -98,11 +103,23 @@ class Generations:
         """They wait for steps: a generator can be closed only when nobody waits for it."""
 
     async def begin(self, make: list[Callable[[], Generation]]) -> None:
-        """Make and begin all; closes all if one of them cannot begin."""
+        """Make and begin all; closes all if one of them cannot begin.
+
+        Once one has begun, the others may wait for its place in the engine.
+
+        Raises:
+            APIError: as of `Generation.begin`; none has begun in `first_token_seconds`.
+        """
         try:
             for one in make:
                 self.all.append(one())
             self._tasks = [asyncio.create_task(each.begin()) for each in self.all]
+            patience = self.all[0].settings.first_token_seconds
+            begun, _ = await asyncio.wait(
+                self._tasks, timeout=patience, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not begun:
+                raise not_begun()
             await asyncio.gather(*self._tasks)
         except BaseException:
             await self.close()

@@ -281,6 +281,23 @@ def test_a_long_text_is_encoded_beside_the_loop_that_all_answers_need(
     assert loop not in threads
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"prompt": ["hi", "ho"], "n": 32, "max_tokens": 240, "logprobs": 20},
+        {"prompt": [[1] * 200] * 100, "max_tokens": 0, "logprobs": 20, "echo": True},
+    ],
+    ids=["answers", "prompts"],
+)
+def test_more_log_probabilities_than_can_be_written_at_once_are_refused(
+    server: LocalServer, asked: dict[str, Any]
+) -> None:
+    answer = server.post("/v1/completions", asked)
+
+    assert answer.status_code == 400
+    assert "300,000 are the most" in answer.json()["error"]["message"]
+
+
 def test_text_goes_to_ids_and_back(server: LocalServer) -> None:
     for text in ("", "Grüße 漢字 🙂", "a\x00b", "<|bos|>"):
         tokens = server.post("/tokenize", {"prompt": text, "add_special_tokens": False}).json()

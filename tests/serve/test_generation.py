@@ -100,7 +100,6 @@ def test_steps_of_several_prompts_come_as_they_are_made() -> None:
         (InputError("bad prompt"), 400),
         (APIError(429, "full"), 429),
         (ConnectionError("gone"), 503),
-        (1.0, 429),
     ],
 )
 def test_what_goes_wrong_before_the_first_token_has_a_status(item: object, status: int) -> None:
@@ -112,6 +111,32 @@ def test_what_goes_wrong_before_the_first_token_has_a_status(item: object, statu
 
     assert caught.value.status == status
     assert (admission.taken, well.closed, ill.closed) == (0, 1, 1)
+
+
+def test_a_request_that_does_not_begin_in_time_has_a_status() -> None:
+    admission, slow = Admission(4), [Script(1.0, step(1, END)) for _ in range(2)]
+
+    with pytest.raises(APIError) as caught:
+        tokens_of(*slow, admission=admission, first_token_seconds=0.1)
+
+    assert caught.value.status == 429
+    assert (admission.taken, slow[0].closed, slow[1].closed) == (0, 1, 1)
+
+
+def test_once_a_prompt_has_begun_the_others_wait_for_its_place_until_the_answers_time_is_up() -> (
+    None
+):
+    admission = Admission(4)
+
+    def batch(**settings: float) -> list[tuple[int, int]]:
+        first, second = Script(step(1), step(2, END)), Script(0.5, step(3, END))
+        return tokens_of(first, second, admission=admission, first_token_seconds=0.1, **settings)
+
+    assert sorted(batch()) == [(0, 1), (0, 2), (1, 3)]
+    with pytest.raises(APIError) as caught:
+        batch(answer_seconds=0.2)
+
+    assert (caught.value.status, admission.taken) == (429, 0)
 
 
 def test_one_prompt_that_goes_wrong_ends_those_that_still_wait() -> None:

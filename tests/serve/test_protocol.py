@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from nanoray.serve.errors import APIError
 from nanoray.serve.protocol import ChatRequest, CompletionRequest
@@ -38,6 +39,23 @@ def test_what_is_said_reaches_the_engine() -> None:
     assert (params.temperature, params.top_p, params.top_k) == (0, 0.5, 7)
     assert (params.num_samples, params.seed, params.stop) == (3, -5, ("a", "b"))
     assert (params.min_tokens, params.tools, params.num_logprobs) == (2, True, 4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prompt": [{}] * 1000},
+        {"prompt": [[1, {}, *[{}] * 1000]]},
+        {"prompt": "hi", "stop": [0] * 1000},
+        {"prompt": "hi", "stop_token_ids": ["a"] * 1000},
+    ],
+    ids=["prompts", "ids", "stop", "stop_token_ids"],
+)
+def test_a_list_is_refused_at_its_first_wrong_item(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        CompletionRequest.model_validate(wrong)
+
+    assert caught.value.error_count() <= 4  # of each shape that a prompt may have
 
 
 @pytest.mark.parametrize("top_k", [-1, 0, None])
