@@ -97,8 +97,9 @@ def lessons_of(
     return SOURCES[name](settings, split, size)
 
 
-GRADED = ("gsm8k", "spellingbee", "simplespelling", "arithmetic", "identity", "facts")
-"""Sources whose answers are written freely, and graded."""
+GRADED = ("gsm8k", "spellingbee", "simplespelling", "arithmetic")
+"""Sources whose answers are written freely, and right in one way alone. Those about facts and
+identity are right if they hold the right words: an answer with all words would be rewarded."""
 
 
 def task_of(config: RLConfig, name: str, split: Split) -> Task:

@@ -1,7 +1,7 @@
 """The report card of a run: what its stages scored, from the results beside their checkpoints."""
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,20 +84,21 @@ class Card:
         )
 
 
-def read_card(run: RunFolder) -> Card | None:
-    """Read the results of all stages; None where there are none.
+def read_card(run: RunFolder, stages: Sequence[str] = tuple(COLUMNS)) -> Card | None:
+    """Read the results of stages; None where there are none.
 
     Of each metric and stage the newest step counts, of that the result with most examples, and of
     those the one that was asked for last.
     """
     scores: dict[str, dict[str, Score]] = {}
-    for stage in COLUMNS:
+    for stage in stages:
         for report in reports_of(run.stage(stage)):
             for metric, score in scores_of(report).items():
                 before = scores.setdefault(metric, {}).get(stage)
                 if before is None or score.rank > before.rank:
                     scores[metric][stage] = score
-    scores |= pass_rates(run)
+    if "rl" in stages:
+        scores |= pass_rates(run)
     if not scores:
         return None
     order = sorted(scores, key=lambda metric: (metric == LAST, metric != FIRST))

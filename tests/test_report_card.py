@@ -110,6 +110,16 @@ def test_what_rl_measured_of_another_run_is_not_of_a_stage_of_this_one(run: RunF
     assert drawn in card.markdown().splitlines()
 
 
+def test_a_card_of_some_stages_has_nothing_of_the_others(run: RunFolder) -> None:
+    write_rl(Path(run.storage), "r/sft@7")
+
+    card = read_card(run, ["pretrain", "sft"])
+
+    assert card is not None
+    assert card.markdown().splitlines()[0] == "| r | BASE | SFT |"
+    assert "drawn" not in card.markdown()
+
+
 def test_names_are_text_on_the_page(run: RunFolder) -> None:
     card = read_card(run)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nanoray.cluster import connection
-from nanoray.config import DataError, RunConfig, flag, require_positive, to_json
+from nanoray.config import DataError, InputError, RunConfig, flag, require_positive, to_json
 from nanoray.data.datasets import DATASETS
 from nanoray.data.manifest import Manifest, check_unchanged, find_shards
 from nanoray.goodput import paid_seconds, read_account
@@ -24,9 +24,16 @@ from nanoray.report_card import read_card
 from nanoray.stages.finetune_config import FinetuneConfig
 from nanoray.stages.pretrain_config import PretrainConfig
 from nanoray.stages.rl_config import RLConfig
-from nanoray.stages.start import changed_facts, source_of, sources_now, with_absolute_sources
+from nanoray.stages.start import (
+    changed_facts,
+    has_mixture,
+    source_of,
+    sources_now,
+    with_absolute_sources,
+)
 from nanoray.storage import RunFolder, StageFolder, read_json
 from nanoray.text.tokenizer_file import load_tokenizer
+from nanoray.train.checkpoint_files import committed_steps
 from nanoray.train.checkpoint_name import STAGES, SavedModel, find_steps
 
 logger = logging.getLogger(__name__)
@@ -109,16 +116,17 @@ def pipeline(config: PipelineConfig, parts: Parts) -> str:
     storage = connection.absolute_address(config.storage or "runs")
     run = RunFolder(storage, name)
     stages = {stage: stage_config(config, stage, name, storage) for stage in config.stages}
-    for stage, own in stages.items():
-        if not is_finished(stage, run):
-            parts.check(stage, own)
-    asked = [measured(config, f"{name}/{stage}", storage) for stage in stages]
-    parts.check_measure(asked[0])
+    for stage in stages_to_check(stages, run):
+        parts.check(stage, stages[stage])
+    parts.check_measure(measured(config, f"{name}/{STAGES[0]}", storage))
     for stage, own in stages.items():
         run_once(stage, own, run, parts.train[stage])
     began = time.monotonic()
-    for one in asked:
-        parts.measure(one)
+    for stage in stages:
+        if committed_steps(run.stage(stage)):
+            parts.measure(measured(config, f"{name}/{stage}", storage))
+        else:
+            logger.warning("%s has no checkpoint any more, and is not measured", run.stage(stage))
     gpus = int(connection.cluster_total()["GPU"])
     each = dollars_per_hour(config.dollars_per_gpu_hour, connection.device_kind())
     price = gpus * each / 3600 if gpus else None
@@ -154,11 +162,26 @@ def measured(config: PipelineConfig, name: str, storage: str) -> dict[str, Any]:
     }
 
 
+def stages_to_check(stages: dict[str, RunConfig], run: RunFolder) -> list[str]:
+    """Name the stages that will read their sources; a mixture that is stored needs its no more."""
+    found, is_chain_whole = [], True
+    for stage, own in stages.items():
+        folder = run.stage(stage)
+        is_begun = folder.read_config() is not None
+        is_kept = is_finished(stage, run) or (is_begun and has_mixture(folder))
+        if not is_kept or (is_chain_whole and differences(stage, own, run)):
+            found.append(stage)
+        is_chain_whole = is_chain_whole and is_finished(stage, run)
+    return found
+
+
 def run_once(stage: str, config: RunConfig, run: RunFolder, train: Callable[[Any], str]) -> None:
     """Run a stage, unless it was done from what is asked for now."""
     changed = differences(stage, config, run)
     if is_finished(stage, run) and not changed and not config.fresh:
         logger.info("%s is done, from the same inputs", run.stage(stage))
+        if not run.fs.exists(run.stage(stage).path("report.json")):
+            train(config)  # ended before its evaluations and its report
         return
     if changed and stage != STAGES[0]:
         logger.info("%s began with other %s, and is made anew", run.stage(stage), changed)
@@ -189,17 +212,34 @@ def differences(stage: str, config: RunConfig, run: RunFolder) -> str:
     start = None
     if stage != STAGES[0]:
         named = asked.get("from_")
-        start = SavedModel(*newest_of(run, source_of(folder, named)))
-        asked |= {"from_": start.name} if named else {}
+        start = start_of(folder, named)
+        asked |= {"from_": start.name} if named and start else {}
     changed = [flag(name) for name, value in asked.items() if saved.get(name) != value]
-    if start is None:
-        assert isinstance(config, PretrainConfig), "the first stage"
+    if isinstance(config, PretrainConfig):
         return " and ".join(changed + other_inputs(folder, config, saved.get("data")))
     # The hash stands beside the weights: they are read and verified by the stage that needs them.
     given = with_absolute_sources(config)
     sources = sources_now(folder, given, given)
-    facts = {"from": start.name, "weights": start.weights_hash(), "sources": sources}
+    facts: dict[str, Any] = {"sources": sources}
+    if start is not None:
+        facts |= {"from": start.name, "weights": start.weights_hash()}
     return " and ".join(changed + changed_facts(folder, facts, getattr(config, "hub_dir", None)))
+
+
+def start_of(folder: StageFolder, named: str | None) -> SavedModel | None:
+    """Give what a stage starts from; None where it is finished, and that has gone since.
+
+    Raises:
+        InputError: it has gone, and the stage needs it.
+    """
+    run = folder.run
+    try:
+        return SavedModel(*newest_of(run, source_of(folder, named)))
+    except InputError as error:
+        if not is_finished(folder.name, run):
+            raise
+        logger.warning("%s is finished, and what it began with is gone: %s", folder, error)
+        return None
 
 
 def other_inputs(folder: StageFolder, config: PretrainConfig, began_with: str | None) -> list[str]:
@@ -255,14 +295,17 @@ def facts_of(folder: StageFolder, dollars_per_second: float | None) -> StageFact
 
 def told(run: RunFolder, facts: list[StageFacts]) -> str:
     """Give what the user reads at the end."""
-    card = read_card(run)
+    trained = [one.stage for one in facts if one.stage in STAGES]
+    card = read_card(run, trained)
     lines = [card.markdown(), ""] if card else []
     lines += [one.line() for one in facts]
+    # Later stages, if there are any, were made from others.
+    name = run.run if trained[-1] == STAGES[-1] else f"{run.run}/{trained[-1]}"
     is_default = run.storage == connection.absolute_address("runs")
     storage = "" if is_default else f" --storage {run.storage}"
     lines += [
         "",
         f"page: {run}/report.html",
-        f"talk to it: python jobs/serve.py --run {run.run}{storage}",
+        f"talk to it: python jobs/serve.py --run {name}{storage}",
     ]
     return "\n".join(lines)

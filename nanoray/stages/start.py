@@ -108,7 +108,7 @@ def changed_facts(
     """
     began = read_json(folder.fs, folder.path(START_FILE)) or {}
     changed = []
-    if began.get("weights", facts["weights"]) != facts["weights"]:
+    if "weights" in facts and began.get("weights", facts["weights"]) != facts["weights"]:
         changed.append(f"weights of {facts['from']}")
     before, now = began.get("sources", {}), facts["sources"]
     changed += [
@@ -166,15 +166,16 @@ def with_absolute_sources(config: AnyConfig) -> AnyConfig:
 def sources_now(folder: StageFolder, config: RunConfig, asked: RunConfig) -> dict[str, str | None]:
     """Hash the files of a stage that has begun, as far as they must be what they were.
 
-    A mixture that is stored needs its sources no more: only those that this start names itself are
-    compared, and not one that has gone since.
+    A mixture that is stored needs its sources no more, nor does a stage that is finished: only
+    those that this start names itself are compared, and not one that has gone since.
 
     Args:
         folder: the stage's.
         config: names all of them.
         asked: what this start gave.
     """
-    if not has_mixture(folder):
+    is_finished = folder.name in folder.run.read_state().get("stages_done", [])
+    if not has_mixture(folder) and not is_finished:
         return fingerprints(config)
     began, found = folder.read_config() or {}, fingerprints(asked)
     for name in SOURCE_FLAGS:
@@ -182,7 +183,7 @@ def sources_now(folder: StageFolder, config: RunConfig, asked: RunConfig) -> dic
         if address is None or address != began.get(name) or address == EMBEDDED_WORDS:
             continue
         if not files_at(*open_location(address), endings_of(name)):
-            logger.warning("%s %s is not there; %s has its mixture", flag(name), address, folder)
+            logger.warning("%s %s is not there; %s needs it no more", flag(name), address, folder)
             found[name] = None
     return found
 
@@ -243,6 +244,11 @@ def stage_before(folder: StageFolder) -> str:
         steps = committed_steps(run.stage(stage))
         if stage in done and steps:
             return f"{run.run}/{stage}"
+        if stage in done and run.stage(stage).read_config() is not None:
+            raise InputError(
+                f"{run}/{stage} is finished, and its checkpoints are gone. Restore them, or name "
+                "with --from what to start from."
+            )
         if steps:
             # Not in this run: the attempt numbers of a run are for one stage at a time.
             raise InputError(

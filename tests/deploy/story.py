@@ -45,7 +45,7 @@ PIPELINE = " ".join(
         prefixed("pretrain", f"{MODEL} --tokens-per-param 0.083"),
         prefixed("midtrain", f"{BATCH} --mixture identity=100,simplespelling=100 --num-steps 8"),
         prefixed("sft", f"{BATCH} --mixture identity=100,simplespelling=100 --num-steps 8"),
-        prefixed("rl", f"--tasks identity {ROLLOUTS}"),
+        prefixed("rl", f"--tasks simplespelling {ROLLOUTS}"),
     )
 )
 

@@ -10,12 +10,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nanoray.config import to_json
+from nanoray.config import InputError, RunConfig, to_json
 from nanoray.data.manifest import make_manifest
-from nanoray.ops.pipeline import PipelineConfig, differences, run_once, stage_config
+from nanoray.ops.pipeline import (
+    PipelineConfig,
+    differences,
+    run_once,
+    stage_config,
+    stages_to_check,
+    told,
+)
+from nanoray.ops.pipeline_page import StageFacts
 from nanoray.stages.finetune_config import FinetuneConfig
 from nanoray.stages.pretrain_config import PretrainConfig
-from nanoray.stages.start import hub_fingerprints, keep_start, open_later_stage
+from nanoray.stages.rl_config import RLConfig
+from nanoray.stages.start import hub_fingerprints, keep_start, open_later_stage, stage_before
 from nanoray.storage import RunFolder, read_json, write_json
 from nanoray.task import Example
 from nanoray.text.tokenizer import Tokenizer
@@ -45,7 +54,7 @@ def command(storage: Path, until: str, *more: object) -> list[object]:
     )
     rl: tuple[object, ...] = (
         "--tasks",
-        "identity",
+        "simplespelling",
         "--num-steps",
         3,
         "--examples-per-step",
@@ -226,6 +235,7 @@ def test_another_folder_for_the_hub_is_a_difference(tmp_path: Path) -> None:
 def test_a_stage_that_has_changed_begins_afresh_and_pretraining_never_does(tmp_path: Path) -> None:
     run, given = begin(tmp_path, FinetuneConfig()), list[Any]()
     run.stage("pretrain").write_config(to_json(PretrainConfig(depth=1)))
+    write_json(run.fs, run.stage("sft").path("report.json"), {})
 
     def train(config: Any) -> str:
         given.append(config)
@@ -293,6 +303,62 @@ def test_a_stage_whose_folder_was_deleted_is_made_again(tmp_path: Path) -> None:
     run_once("sft", FinetuneConfig(), run, train)
 
     assert given == [FinetuneConfig()]
+
+
+def test_a_stage_that_ended_before_its_evaluations_and_its_report_gets_them(tmp_path: Path) -> None:
+    run, given = begin(tmp_path, FinetuneConfig()), list[Any]()
+
+    def train(config: Any) -> str:
+        given.append(config)
+        return ""
+
+    run_once("sft", FinetuneConfig(), run, train)
+
+    assert given == [FinetuneConfig()]
+
+
+def test_a_finished_stage_stays_when_what_it_was_made_from_is_gone(tmp_path: Path) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("one")
+    config = FinetuneConfig(words=str(words))
+    run = begin(tmp_path, config)
+
+    words.unlink()
+    shutil.rmtree(run.stage("pretrain").path("checkpoints"))
+
+    assert differences("sft", config, run) == ""
+    assert differences("sft", FinetuneConfig(epochs=2.0, words=str(words)), run) == "--epochs"
+
+
+def test_no_stage_starts_from_an_older_one_because_checkpoints_are_gone(tmp_path: Path) -> None:
+    run = begin(tmp_path, FinetuneConfig())
+
+    with pytest.raises(InputError, match=r"r/sft is finished, and its checkpoints are gone"):
+        stage_before(run.stage("rl"))
+
+
+def test_sources_are_read_where_they_will_be_needed(tmp_path: Path) -> None:
+    run = begin(tmp_path, FinetuneConfig())
+    same: dict[str, RunConfig] = {"pretrain": PretrainConfig(), "sft": FinetuneConfig()}
+
+    assert stages_to_check({**same, "rl": RLConfig()}, run) == ["pretrain", "rl"]
+    write_json(run.fs, run.path("run.json"), {"stages_done": ["pretrain"]})
+    assert stages_to_check(same, run) == ["pretrain", "sft"]
+    run.fs.makedirs(run.stage("sft").path("mixture"))
+    write_json(run.fs, run.stage("sft").path("mixture/mixture.json"), {})
+    assert stages_to_check(same, run) == ["pretrain"]
+    run.stage("pretrain").write_config(to_json(PretrainConfig()))
+    changed = FinetuneConfig(mixture="identity=2")
+    assert stages_to_check({**same, "sft": changed}, run) == ["sft"]
+
+
+def test_stages_after_the_last_that_is_asked_for_are_not_told_of(tmp_path: Path) -> None:
+    run = begin(tmp_path, FinetuneConfig())
+    facts = [StageFacts(name, 1.0, None, None, {}, []) for name in ("pretrain", "midtrain", "sft")]
+
+    assert told(run, facts).endswith(f"jobs/serve.py --run r/sft --storage {tmp_path}")
+    facts += [StageFacts("rl", 1.0, None, None, {}, []), StageFacts.of_evaluation(1.0, None)]
+    assert told(run, facts).endswith(f"jobs/serve.py --run r --storage {tmp_path}")
 
 
 def test_what_was_asked_decides_how_far_it_goes() -> None:
