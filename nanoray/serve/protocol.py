@@ -24,6 +24,7 @@ MOST_LOGPROBS = 20
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's, for /v1/completions."""
 
+MOST_BODY_SECONDS = 60.0
 LONG_BYTES = 50_000
 """Encoding so much takes some milliseconds; of the largest body it takes a third of a second."""
 
@@ -240,16 +241,13 @@ async def read_body(request: Request, shape: type[AnyBody], most_bytes: int) -> 
     """Read and check the body of a request.
 
     Raises:
-        APIError: it is too large, no JSON, or not of the shape; the message names the field.
+        APIError: it is too large or slow, no JSON, or not of the shape; the message names the
+            field.
     """
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip()
     if kind.lower() != "application/json":
         raise APIError(415, f"Content-Type is {kind[:100]!r}, and must be application/json.")
-    content = b""
-    async for part in request.stream():
-        content += part
-        if len(content) > most_bytes:
-            raise APIError(413, f"The body is larger than {most_bytes} bytes. Send less.")
+    content = await read_content(request, most_bytes)
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -265,6 +263,25 @@ async def read_body(request: Request, shape: type[AnyBody], most_bytes: int) -> 
     body.check()
     body._num_bytes = len(content)
     return body
+
+
+async def read_content(request: Request, most_bytes: int) -> bytes:
+    """Read a body; whoever sends too much, or stops half-way, must not keep memory.
+
+    Raises:
+        APIError: it is too large, or does not come to its end.
+    """
+    content = bytearray()
+    try:
+        async with asyncio.timeout(MOST_BODY_SECONDS):
+            async for part in request.stream():
+                content += part
+                if len(content) > most_bytes:
+                    raise APIError(413, f"The body is larger than {most_bytes} bytes. Send less.")
+    except TimeoutError as error:
+        message = f"The body did not come within {MOST_BODY_SECONDS:g} s. Send it again."
+        raise APIError(408, message) from error
+    return bytes(content)
 
 
 def first_problem(error: ValidationError) -> APIError:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from nanoray.serve import protocol
 from nanoray.text.tokenizer import Tokenizer
 from tests.chat_run import ANSWERS, EMOJI, WEATHER
 from tests.serve.server import MODEL, LocalServer
@@ -207,6 +208,22 @@ def test_what_is_no_json_object_of_a_sane_size_is_refused(
 
     assert answer.status_code == status
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_a_body_that_stops_half_way_is_not_waited_for(
+    server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "MOST_BODY_SECONDS", 0.2)
+
+    url = httpx.URL(server.url)
+
+    with socket.create_connection((url.host, url.port)) as wire:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: {url.host}\r\nContent-Length: 100\r\n\r\n"
+        wire.sendall(head.encode() + b"{")
+        answer = wire.makefile("rb").read()
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"did not come within 0.2 s" in answer
 
 
 @pytest.mark.parametrize(
