@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from starlette.middleware import Middleware
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -246,7 +247,8 @@ def add_page(app: FastAPI, client: ChatClient, models: list[str], max_tokens: in
     app.add_api_route("/", lambda: RedirectResponse(PATH))
     app.add_api_route("/favicon.ico", lambda: Response(status_code=204))  # browsers ask for it
     app.add_middleware(NothingFromElsewhere)
-    app.add_middleware(OnlyThePage, path=PATH)
+    # Innermost: whoever has no key is told that alone.
+    app.user_middleware.append(Middleware(OnlyThePage, path=PATH))
     page = ChatPage(client, models, max_tokens).build()
     return gr.mount_gradio_app(
         app,
