@@ -238,6 +238,10 @@ class RunFolder:
         state["stages_done"] = [*done, stage]
         write_json(self.fs, self.path("run.json"), state)
 
+    def is_done(self, stage: str) -> bool:
+        """Say whether a stage is recorded as finished."""
+        return stage in self.read_state().get("stages_done", [])
+
     def is_begun(self, stage: str) -> bool:
         """Say whether a stage is recorded as finished, or as going on from a checkpoint."""
         state = self.read_state()

@@ -117,7 +117,7 @@ def examine(config: PretrainConfig) -> None:
     if config.doctor == "never":
         return
     run = open_run(config, connection.absolute_address(config.storage or "runs"))
-    is_done = run.folder.name in run.folder.run.read_state().get("stages_done", [])
+    is_done = run.folder.run.is_done(run.folder.name)
     if is_done and not config.fresh:
         return
     resources = connection.choose_resources(run.config)

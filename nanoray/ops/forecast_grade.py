@@ -107,7 +107,7 @@ def measure(folder: StageFolder) -> Measured:
         raise InputError(f"{folder} holds no run. Give the name of one, and its --storage.")
     records = read_metrics(folder.fs, folder.path("metrics.jsonl"))
     bits = next((record[BITS] for record in reversed(records) if BITS in record), None)
-    if STAGE not in folder.run.read_state().get("stages_done", []) or bits is None:
+    if not folder.run.is_done(STAGE) or bits is None:
         raise InputError(
             f"{folder.run.run} has not finished pretraining: it stands at step "
             f"{records[-1]['step'] if records else 0}. Grade it when it has."

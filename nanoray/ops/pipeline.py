@@ -191,8 +191,7 @@ def run_once(stage: str, config: RunConfig, run: RunFolder, train: Callable[[Any
 
 def is_finished(stage: str, run: RunFolder) -> bool:
     """Say whether a stage has come to its end, and nobody has deleted its folder since."""
-    is_done = stage in run.read_state().get("stages_done", [])
-    return is_done and run.stage(stage).read_config() is not None
+    return run.is_done(stage) and run.stage(stage).read_config() is not None
 
 
 def differences(stage: str, config: RunConfig, run: RunFolder) -> str:

@@ -29,7 +29,7 @@ def folder_of(trial: Trial) -> StageFolder:
 
 def is_done(trial: Trial) -> bool:
     """Say whether a trial has come to its end."""
-    return STAGE in folder_of(trial).run.read_state().get("stages_done", [])
+    return folder_of(trial).run.is_done(STAGE)
 
 
 def write_outcome(trial: Trial, status: Status, reason: str) -> None:

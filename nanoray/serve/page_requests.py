@@ -3,11 +3,11 @@
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanoray.serve.errors import APIError
+from nanoray.serve.settings import ApiSettings
 
 POSTS = ("queue/join", "run/predict", "cancel", "reset")
 """Those of Gradio's routes that the page posts to. Others take files, or leave some on the disk."""
-MOST_BYTES = 2_000_000
-"""Of a body: a conversation many times as long as any context."""
+MOST_BYTES = ApiSettings.most_body_bytes
 
 
 class OnlyThePage:

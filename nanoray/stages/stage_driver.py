@@ -89,7 +89,7 @@ def check_space(
     waiting = most_waiting(recipe, resources)
     num_kept = most_checkpoints(config, recipe.schedule.num_steps, waiting)
     num_more = max(1, num_kept - (0 if config.fresh else len(committed_steps(folder))))
-    is_done = folder.name in folder.run.read_state().get("stages_done", []) and not config.fresh
+    is_done = folder.run.is_done(folder.name) and not config.fresh
     folder.run.check_writable(0 if is_done else checkpoint_bytes(recipe.model) * num_more)
 
 
@@ -189,7 +189,7 @@ def run_stage(
     """
     folder = job.folder
     with evaluations.watch(job) if evaluations else contextlib.nullcontext():
-        if job.stage in folder.run.read_state().get("stages_done", []):
+        if folder.run.is_done(job.stage):
             logger.info("%s is finished; --fresh begins it anew", folder)
         else:
             append_event(folder, "start", time=began)

@@ -174,8 +174,7 @@ def sources_now(folder: StageFolder, config: RunConfig, asked: RunConfig) -> dic
         config: names all of them.
         asked: what this start gave.
     """
-    is_finished = folder.name in folder.run.read_state().get("stages_done", [])
-    if not has_mixture(folder) and not is_finished:
+    if not has_mixture(folder) and not folder.run.is_done(folder.name):
         return fingerprints(config)
     began, found = folder.read_config() or {}, fingerprints(asked)
     for name in SOURCE_FLAGS:
@@ -239,12 +238,11 @@ def stage_before(folder: StageFolder) -> str:
         InputError: there is none.
     """
     run = folder.run
-    done = run.read_state().get("stages_done", [])
     for stage in reversed(STAGES[: STAGES.index(folder.name)]):
         steps = committed_steps(run.stage(stage))
-        if stage in done and steps:
+        if run.is_done(stage) and steps:
             return f"{run.run}/{stage}"
-        if stage in done and run.stage(stage).read_config() is not None:
+        if run.is_done(stage) and run.stage(stage).read_config() is not None:
             raise InputError(
                 f"{run}/{stage} is finished, and its checkpoints are gone. Restore them, or name "
                 "with --from what to start from."

@@ -6,8 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from evals import TaskSettings
-from evals.sources import DEFAULT_SIZES, SOURCES
+from evals.sources import DEFAULT_SIZES, SOURCES, task_of
 from nanoray.config import InputError
+from nanoray.stages.rl_config import RLConfig
 from nanoray.text.chat import render
 from tests.evals.local_hub import local_hub
 from tests.support import tiny_tokenizer
@@ -66,6 +67,12 @@ def test_the_train_split_of_gsm8k_is_what_is_trained_on() -> None:
     sizes = [len(SOURCES["gsm8k"](settings, split, 5)) for split in ("train", "test")]
 
     assert sizes == [7_473, 1_319]
+
+
+@pytest.mark.parametrize("name", ["facts", "identity"])
+def test_what_an_answer_with_all_words_would_get_right_gives_no_rewards(name: str) -> None:
+    with pytest.raises(InputError, match=rf"--tasks has '{name}', and no such task gives rewards"):
+        task_of(RLConfig(), name, "train")
 
 
 def test_mmlu_is_trained_on_questions_from_other_exams(tmp_path: Path) -> None:

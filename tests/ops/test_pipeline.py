@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,16 @@ def begin(storage: Path, config: FinetuneConfig) -> RunFolder:
     return run
 
 
+def recorded(given: list[Any]) -> Callable[[Any], str]:
+    """Give what stands for the training of a stage, and notes what it is given."""
+
+    def train(config: Any) -> str:
+        given.append(config)
+        return ""
+
+    return train
+
+
 class NoLessons:
     name = "made up"
 
@@ -237,15 +248,11 @@ def test_a_stage_that_has_changed_begins_afresh_and_pretraining_never_does(tmp_p
     run.stage("pretrain").write_config(to_json(PretrainConfig(depth=1)))
     write_json(run.fs, run.stage("sft").path("report.json"), {})
 
-    def train(config: Any) -> str:
-        given.append(config)
-        return ""
-
-    run_once("sft", FinetuneConfig(), run, train)
+    run_once("sft", FinetuneConfig(), run, recorded(given))
     assert given == []
-    run_once("sft", FinetuneConfig(fresh=True), run, train)
-    run_once("sft", FinetuneConfig(epochs=2.0), run, train)
-    run_once("pretrain", PretrainConfig(depth=2), run, train)
+    run_once("sft", FinetuneConfig(fresh=True), run, recorded(given))
+    run_once("sft", FinetuneConfig(epochs=2.0), run, recorded(given))
+    run_once("pretrain", PretrainConfig(depth=2), run, recorded(given))
 
     assert [config.fresh for config in given] == [True, True, False]
 
@@ -296,11 +303,7 @@ def test_a_stage_whose_folder_was_deleted_is_made_again(tmp_path: Path) -> None:
     run, given = begin(tmp_path, FinetuneConfig()), list[Any]()
     run.stage("sft").move_aside()
 
-    def train(config: Any) -> str:
-        given.append(config)
-        return ""
-
-    run_once("sft", FinetuneConfig(), run, train)
+    run_once("sft", FinetuneConfig(), run, recorded(given))
 
     assert given == [FinetuneConfig()]
 
@@ -308,11 +311,7 @@ def test_a_stage_whose_folder_was_deleted_is_made_again(tmp_path: Path) -> None:
 def test_a_stage_that_ended_before_its_evaluations_and_its_report_gets_them(tmp_path: Path) -> None:
     run, given = begin(tmp_path, FinetuneConfig()), list[Any]()
 
-    def train(config: Any) -> str:
-        given.append(config)
-        return ""
-
-    run_once("sft", FinetuneConfig(), run, train)
+    run_once("sft", FinetuneConfig(), run, recorded(given))
 
     assert given == [FinetuneConfig()]
 
