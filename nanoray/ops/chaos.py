@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 SMALL_RUN = (
     "--depth 1 --head-dim 32 --vocab-size 512 --max-seq-len 128 --total-batch-tokens 2048 "
-    "--device-batch-size 4 --validation-tokens 4096 --num-steps 240 --save-every 20 "
+    "--device-batch-size 4 --validation-tokens 4096 --num-steps 400 --save-every 20 "
     "--num-workers 2 --cpus-per-worker 1 --threads-per-worker 1 --eager --hang-seconds 10"
 )
 OWN_FLAGS = ("--run", "--storage", "--fresh")
@@ -49,7 +49,7 @@ class ChaosConfig:
     per_run: int = 0
     """So many faults, drawn at random, in one run per seed; by default each in runs of its own."""
     pretrain: str = SMALL_RUN
-    """Flags of jobs/pretrain.py, as in --pretrain="--depth 4"; by default 240 short steps."""
+    """Flags of jobs/pretrain.py, as in --pretrain="--depth 4"; by default 400 short steps."""
     storage: str | None = None
     """Where the runs are kept; by default ./chaos."""
     nodes: int | None = None
@@ -173,8 +173,11 @@ def cluster_for(config: ChaosConfig) -> Iterator[LocalCluster | None]:
 
 
 def plans(config: ChaosConfig, num_steps: int) -> Iterator[Plan]:
-    """Draw what happens when: between a tenth and nine tenths of the run."""
-    first, last = max(1, num_steps // 10), max(2, num_steps * 9 // 10)
+    """Draw what happens when: between a tenth and seven tenths of the run.
+
+    The rest is for what is noticed late, as a notice of ten seconds, to happen before the end.
+    """
+    first, last = max(1, num_steps // 10), max(2, num_steps * 7 // 10)
     if config.per_run > last - first:
         raise InputError(
             f"--per-run {config.per_run} faults find no room in {num_steps} steps. Give --pretrain "

@@ -1,6 +1,7 @@
 """Starting the application, telling where it is, and ending it so that no answer is cut off."""
 
 import logging
+import math
 import signal
 import threading
 import time
@@ -9,18 +10,30 @@ from types import FrameType
 
 from ray import serve
 from ray.serve.config import HTTPOptions
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus
 
 from nanoray.cluster import connection
 from nanoray.cluster.placement import for_lasting
 from nanoray.config import InputError
-from nanoray.serve.deployment import APPLICATION, DOOR, build_application, replica_share
+from nanoray.serve.deployment import (
+    APPLICATION,
+    DOOR,
+    Handle,
+    build_application,
+    replica_share,
+)
 from nanoray.serve.serve_config import ServeConfig
 from nanoray.train.checkpoint_name import find_model
 
 logger = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 60.0
-"""How long the answers in the making may take when the server is told to stop."""
+"""How long the answers in the making may take when a server on this machine is told to stop."""
+DOOR_SECONDS = 10.0
+"""How long the server may take to say how many they are."""
+CONTROLLER = {"runtime_env": {"env_vars": {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}}}
+"""An engine that is stuck will not end its answers, however long it may take for them."""
 
 
 def prepare(config: ServeConfig) -> serve.Application:
@@ -37,19 +50,52 @@ def prepare(config: ServeConfig) -> serve.Application:
 
 
 def listen(config: ServeConfig) -> None:
-    """Start Serve on the host and port of the settings; one that is there already keeps its own."""
-    serve.start(http_options=HTTPOptions(host=config.host, port=config.port))
+    """Start Serve on the host and port of the settings.
+
+    A cluster has one Serve, which cannot move: one that serves nothing is started anew.
+
+    Raises:
+        InputError: it serves something, on another host or port.
+    """
+    wanted = HTTPOptions(host=config.host, port=config.port)
+    serve.start(http_options=wanted, controller_options=CONTROLLER)
+    client = _get_global_client()
+    assert client is not None, "just started"
+    there = client.http_config
+    if (there.host, there.port) == (config.host, config.port):
+        return
+    served = ", ".join(serve.status().applications)
+    if served:
+        raise InputError(
+            f"Ray Serve of this cluster listens on {there.host}, port {there.port}, for {served}, "
+            f"so --host {config.host} --port {config.port} is not to be had. Give --host "
+            f"{there.host} --port {there.port}, or end what is there: serve shutdown."
+        )
+    serve.shutdown()
+    serve.start(http_options=wanted, controller_options=CONTROLLER)
+
+
+def find_door() -> Handle | None:
+    """Give a handle of the server that is there, if any; one that was told to stop goes on."""
+    if APPLICATION not in serve.status().applications:
+        return None
+    door = serve.get_deployment_handle(DOOR, APPLICATION)
+    try:
+        door.resume.remote().result(timeout_s=DOOR_SECONDS)
+    except Exception as error:  # of the replica, or of the way to it
+        logger.warning("the server does not answer: %r", error)
+    return door
 
 
 def launch(config: ServeConfig) -> None:
     """Serve until Ctrl-C or SIGTERM, then let the answers in the making end.
 
     Raises:
-        InputError: no such checkpoint, or the port is taken.
+        InputError: no such checkpoint, or the port is taken, or Serve listens elsewhere.
     """
     stop = threading.Event()
 
-    def ask_to_stop(number: int, frame: FrameType | None) -> None:
+    def note_signal(number: int, frame: FrameType | None) -> None:
         stop.set()
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it tells of each step of its own
@@ -57,50 +103,68 @@ def launch(config: ServeConfig) -> None:
     connection.connect()
     application = prepare(config)
     listen(config)
+    find_door()  # a server that was told to stop, and still answers, gets a successor in its place
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, ask_to_stop)
+        signal.signal(number, note_signal)
     try:
         serve.run(application, name=APPLICATION, route_prefix="/", blocking=False)
     except RuntimeError as error:
         raise InputError(f"The server did not start: {error}") from error
+    door = (
+        find_door()
+    )  # a handle takes a while to find its way, and `ray job stop` gives three seconds
     tell_addresses(config)
     if config.open_page:
         webbrowser.open(f"{config.own_url()}/chat")
     while not stop.wait(1.0):
         pass
-    if not outlives_us:
-        drain()
-    delete()
+    if door is not None:
+        end(door, None if outlives_us else DRAIN_SECONDS)
+
+
+def addresses(config: ServeConfig) -> list[str]:
+    """Write where the API is, and the page if there is one."""
+    url = config.own_url()
+    return [f"API   {url}/v1", *([f"page  {url}/chat"] if config.page else [])]
 
 
 def tell_addresses(config: ServeConfig) -> None:
     """Log where the server is."""
-    address = config.own_url()
-    logger.info("API   %s/v1", address)
-    if config.page:
-        logger.info("page  %s/chat", address)
+    for line in addresses(config):
+        logger.info(line)
     logger.info("Ctrl-C lets the answers in the making end, and stops it")
 
 
-def delete() -> None:
-    """Have Serve end the application, each replica after its last answer; waits until all ended.
+def end(door: Handle, patience_seconds: float | None) -> None:
+    """Have the server end after its last answer, and wait for it; requests get 503 meanwhile.
+
+    Args:
+        door: its handle.
+        patience_seconds: after which this process does not wait any longer, though what it started
+            ends with it; by default the server has the time that its longest answer may take.
+    """
+    deadline = math.inf if patience_seconds is None else time.monotonic() + patience_seconds
+    told = ask_to_stop(door)
+    logger.info("%d answers are in the making", told)
+    while (application := serve.status().applications.get(APPLICATION)) is not None:
+        if time.monotonic() > deadline:
+            logger.warning("answers that took longer than %.0f s are cut off", patience_seconds)
+            return
+        if application.status != ApplicationStatus.DELETING and (left := ask_to_stop(door)) != told:
+            told = left
+            logger.info("%d answers are in the making", told)
+        time.sleep(0.5)
+
+
+def ask_to_stop(door: Handle) -> int:
+    """Have the server take no more requests, and end with its last answer; gives how many are left.
 
     Serve goes on with it when this process is killed meanwhile, as `ray job stop` does after 3 s.
     """
-    # The blocking way gives up after a minute, with an error.
-    serve.delete(APPLICATION, _blocking=False)
-    while APPLICATION in serve.status().applications:
-        time.sleep(1)
-
-
-def drain() -> None:
-    """Let the answers in the making end; new requests are refused meanwhile."""
-    handle = serve.get_deployment_handle(DOOR, APPLICATION)
-    deadline = time.monotonic() + DRAIN_SECONDS
-    while time.monotonic() < deadline:
-        left = handle.drain.remote().result()
-        if not left:
-            return
-        logger.info("%d answers are in the making", left)
-        time.sleep(1)
-    logger.warning("answers that took longer than %.0f s were cut off", DRAIN_SECONDS)
+    try:
+        left: int = door.stop.remote().result(timeout_s=DOOR_SECONDS)
+    except Exception as error:  # of the replica, or of the way to it
+        logger.warning("the server does not say how many answers it has: %r", error)
+        serve.delete(APPLICATION, _blocking=False)
+        return 0
+    return left

@@ -12,7 +12,7 @@ from ray import serve
 
 from nanoray.cluster import connection
 from nanoray.config import InputError
-from nanoray.ops.launch import listen, prepare
+from nanoray.ops.launch import addresses, listen, prepare
 from nanoray.serve.serve_config import ServeConfig
 
 PREFIX = "NANORAY_"
@@ -32,6 +32,7 @@ def application(arguments: dict[str, str]) -> serve.Application:
     try:
         application = prepare(config)
         listen(config)
+        print(*addresses(config), sep="\n", flush=True)  # `serve run` shows no log lines of ours
         return application
     finally:
         if connects_itself:  # with the --address and --runtime-env that it was given

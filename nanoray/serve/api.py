@@ -109,7 +109,8 @@ class Api:
         silent = await self.silent_models()
         if silent:
             return unavailable(f"No engine answers for {', '.join(silent)}.").response()
-        return json_response({"status": "ok", "models": list(self.models)})
+        names = [model.id for model in self.models.values()]
+        return json_response({"status": "ok", "models": names})
 
     async def silent_models(self) -> list[str]:
         """Name the models that no engine works for; who asks often is told what was found last."""
@@ -132,10 +133,11 @@ class Api:
 
     async def show_model(self, model_id: str) -> Response:
         """Show one model."""
-        return json_response(await self.card(self.model(model_id)))
+        return json_response(await self.card(await self.model(model_id)))
 
     async def card(self, model: ServedModel) -> Json:
         """Give the facts of a model."""
+        model.take_up(await model.newest())
         return {
             "id": model.id,
             "object": "model",
@@ -143,27 +145,32 @@ class Api:
             "owned_by": "nanoray",
             "root": model.id,
             "max_model_len": model.context_tokens,
-            "step": model.step if (newest := await model.newest_step()) is None else newest,
+            "step": model.step,
         }
 
-    def model(self, name: str | None) -> ServedModel:
+    async def model(self, name: str | None) -> ServedModel:
         """Find a model by its name.
 
         Raises:
             APIError: there is none of that name.
         """
+        models = list(self.models.values())
         if name is None:
-            return next(iter(self.models.values()))
-        if name not in self.models:
-            known = ", ".join(self.models)
+            return models[0]
+        found = find_model(models, name)
+        if found is None:  # an engine may have gone on to the next stage since
+            await asyncio.gather(*(self.card(model) for model in models))
+            found = find_model(models, name)
+        if found is None:
+            known = ", ".join(model.id for model in models)
             message = f"The model {name[:200]!r} does not exist. There are: {known}."
             raise APIError(404, message, "model", "model_not_found")
-        return self.models[name]
+        return found
 
     async def chat_completions(self, request: Request) -> Response:
         """Answer a conversation."""
         body = await read_body(request, ChatRequest, self.settings.most_body_bytes)
-        model = self.model(body.model)
+        model = await self.model(body.model)
         prompt = await body.work(chat_prompt, body.messages, model.tokenizer)
         params = body.sampling(
             room_for(model, len(prompt), body.asked_tokens),
@@ -176,7 +183,7 @@ class Api:
     async def completions(self, request: Request) -> Response:
         """Continue prompts."""
         body = await read_body(request, CompletionRequest, self.settings.most_body_bytes)
-        model = self.model(body.model)
+        model = await self.model(body.model)
         ids = await body.work(prompt_ids, body.prompts(), model.tokenizer)
         jobs = []
         for prompt in ids:
@@ -212,7 +219,7 @@ class Api:
     async def tokenize(self, request: Request) -> Response:
         """Encode a text, or a conversation as the model sees it."""
         body = await read_body(request, TokenizeRequest, self.settings.most_body_bytes)
-        model = self.model(body.model)
+        model = await self.model(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise bad("prompt", "Give either prompt, a text, or messages.")
         if body.messages is not None:
@@ -231,13 +238,13 @@ class Api:
     async def detokenize(self, request: Request) -> Response:
         """Decode ids; special tokens by their names."""
         body = await read_body(request, DetokenizeRequest, self.settings.most_body_bytes)
-        tokenizer = self.model(body.model).tokenizer
+        tokenizer = (await self.model(body.model)).tokenizer
         check_ids(body.tokens, tokenizer.vocab_size)
         return json_response({"prompt": tokenizer.decode(body.tokens)})
 
     async def tokenizer_info(self) -> Response:
         """Give what clients need to use the tokenizer from afar."""
-        tokenizer = self.model(None).tokenizer
+        tokenizer = (await self.model(None)).tokenizer
         info = {
             "tokenizer_class": "nanoray",
             "vocab_size": tokenizer.vocab_size,
@@ -248,6 +255,12 @@ class Api:
             "hash": tokenizer.hash,
         }
         return json_response(info)
+
+
+def find_model(models: list[ServedModel], name: str) -> ServedModel | None:
+    """Give the model that has a name now, or else the one that had it."""
+    now = (model for model in models if model.id == name)
+    return next(now, next((model for model in models if name in model.names), None))
 
 
 def room_for(

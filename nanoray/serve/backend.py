@@ -20,14 +20,24 @@ class Step:
     """Whose engine it was."""
     kv_usage: float
     """Share of that engine's cache that is in use, 0 to 1."""
+    checkpoint: str | None = None
+    """Whose weights the engine had, as RUN/stage@step; None where they are of no run."""
+
+
+def no_checkpoint() -> None:
+    """Say that the weights are of no run."""
 
 
 async def engine_steps(
-    thread: EngineThread, replica: str, prompt: list[int], params: SamplingParams
+    thread: EngineThread,
+    replica: str,
+    prompt: list[int],
+    params: SamplingParams,
+    checkpoint: Callable[[], str | None] = no_checkpoint,
 ) -> AsyncIterator[Step]:
     """Continue a prompt by an engine of this process."""
     async for outputs in thread.generate(prompt, params):
-        yield Step(outputs, replica, thread.engine.blocks.usage)
+        yield Step(outputs, replica, thread.engine.blocks.usage, checkpoint())
 
 
 async def engine_works(thread: EngineThread, stuck_seconds: float) -> bool:
@@ -41,7 +51,7 @@ async def always() -> bool:
 
 
 async def unchanged() -> None:
-    """Know of no other step than the one at the start."""
+    """Know of no other checkpoint than the one at the start."""
 
 
 class Generate(Protocol):
@@ -54,18 +64,30 @@ class Generate(Protocol):
 
 @dataclass
 class ServedModel:
-    """One model that clients can name."""
+    """One model that clients can name; where a run is followed, its name follows the stage."""
 
     id: str
-    """RUN/stage, or RUN/stage@step where that step was asked for."""
+    """RUN/stage of the newest weights, or RUN/stage@step where that step was asked for."""
     tokenizer: Tokenizer
     context_tokens: int
     """Most tokens of a prompt and its answer together."""
     generate: Generate
     step: int | None = None
-    """The checkpoint that was loaded when the server started."""
-    newest_step: Callable[[], Awaitable[int | None]] = unchanged
+    """Of the newest weights that were heard of."""
+    newest: Callable[[], Awaitable[str | None]] = unchanged
     """Asks of which checkpoint an engine has its weights now; None where none answers."""
     works: Callable[[], Awaitable[bool]] = always
     """Asks whether an engine would answer now."""
+    names: set[str] = field(default_factory=set)
+    """By which it was asked for at the start, or was known since: clients may still use them."""
     created: int = field(default_factory=lambda: int(time.time()))
+
+    def take_up(self, checkpoint: str | None) -> None:
+        """Hear of which checkpoint the weights are now."""
+        if checkpoint is None:
+            return
+        stage, _, step = checkpoint.partition("@")
+        self.step = int(step)
+        if "@" not in self.id and stage != self.id:
+            self.names.add(self.id)
+            self.id = stage

@@ -78,13 +78,13 @@ class ChatModel:
             "name": self.saved.name,
         }
 
-    def step(self) -> int:
-        """Give the step of the weights that the engine has now."""
-        return self.saved.step
+    def checkpoint(self) -> str:
+        """Name the checkpoint whose weights the engine has now."""
+        return self.saved.name
 
     async def generate(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Step]:
         """Continue a prompt; cancelling the call frees its place."""
-        async for step in engine_steps(self.engine, self.replica, prompt, params):
+        async for step in engine_steps(self.engine, self.replica, prompt, params, self.checkpoint):
             yield step
 
     async def check_health(self) -> None:
@@ -135,6 +135,7 @@ class Door:
         """Keep what the API is built of; `page_url` is where the chat page finds it, or empty."""
         self.settings, self.engines, self.page_url = settings, engines, page_url
         self.api: Api | None = None
+        self._ending: asyncio.Task[None] | None = None
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """Ask every model for its facts, and build what answers HTTP; called by Serve."""
@@ -150,8 +151,9 @@ class Door:
                 facts["context_tokens"],
                 engine.generate,
                 facts["step"],
-                engine.newest_step,
+                engine.newest,
                 engine.works,
+                {name},
             )
         if not self.page_url:
             self.api = Api(models, self.settings)
@@ -165,11 +167,35 @@ class Door:
         context = min(model.context_tokens for model in models.values())
         return add_page(self.api.app(), ChatClient(self.page_url, key), list(models), context - 1)
 
-    async def drain(self) -> int:
-        """Take no more requests; gives how many answers are still in the making."""
+    async def stop(self) -> int:
+        """Take no more requests, and end the application after the last answer.
+
+        It ends even if whoever asked for it is killed meanwhile, as `ray job stop` does after 3 s.
+
+        Returns:
+            How many answers are still in the making; may be asked again.
+        """
         assert self.api is not None, "built before anything is called"
         self.api.admission.is_draining = True
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._end())
         return self.api.admission.taken
+
+    async def resume(self) -> None:
+        """Take requests again: the server is started anew before it has ended."""
+        if self._ending is not None:
+            self._ending.cancel()
+            self._ending = None
+        if self.api is not None:
+            self.api.admission.is_draining = False
+
+    async def _end(self) -> None:
+        """Wait for the answers, of which none takes for ever, and have Serve end the rest."""
+        assert self.api is not None, "built before anything is called"
+        deadline = time.monotonic() + self.settings.longest_seconds
+        while self.api.admission.taken and time.monotonic() < deadline:
+            await asyncio.sleep(0.2)
+        await asyncio.to_thread(serve.delete, APPLICATION, _blocking=False)
 
 
 class RemoteEngine:
@@ -198,15 +224,15 @@ class RemoteEngine:
             finally:
                 response.cancel()
 
-    async def newest_step(self) -> int | None:
+    async def newest(self) -> str | None:
         """Ask a replica of which checkpoint its weights are; None if it does not answer."""
         try:
             async with asyncio.timeout(CHECK_SECONDS):
-                step: int = await self._handle.step.remote()
+                checkpoint: str = await self._handle.checkpoint.remote()
         except Exception as error:  # of the replica, or of the way to it
-            logger.warning("an engine does not tell its step: %r", error)
+            logger.warning("an engine does not tell its checkpoint: %r", error)
             return None
-        return step
+        return checkpoint
 
     async def works(self) -> bool:
         """Say whether a replica answers that its engine works; one that does not is not all."""
@@ -270,6 +296,11 @@ def build_application(
                 target_ongoing_requests=max(1, config.max_sequences // 2),
             )
         }
+    settings = ApiSettings(
+        key_hashes=hash_keys(api_keys()),
+        cors_origins=config.cors_origins,
+        most_answers=most * (config.max_sequences + config.max_waiting),
+    )
     engines = {}
     for number, name in enumerate(config.names()):
         deployment = serve.deployment(
@@ -282,19 +313,14 @@ def build_application(
             max_ongoing_requests=UNLIMITED,
             health_check_period_s=2,
             health_check_timeout_s=10,
-            graceful_shutdown_timeout_s=120,
+            graceful_shutdown_timeout_s=settings.longest_seconds,
             **options,
         )(ChatModel)
         engines[name] = deployment.bind(storage, name, config, share.threads)
-    settings = ApiSettings(
-        key_hashes=hash_keys(api_keys()),
-        cors_origins=config.cors_origins,
-        most_answers=most * (config.max_sequences + config.max_waiting),
-    )
     door = serve.deployment(
         name=DOOR,
         ray_actor_options={"num_cpus": 0, "label_selector": door_labels or {}},
         max_ongoing_requests=UNLIMITED,
-        graceful_shutdown_timeout_s=120,
+        graceful_shutdown_timeout_s=settings.longest_seconds,
     )(serve.ingress()(Door))
     return door.bind(settings, engines, config.own_url() if config.page else "")

@@ -42,38 +42,35 @@ class Generation:
         Raises:
             APIError: the prompt is refused, or nothing came in time, or the model is not there.
         """
-        try:
-            async with asyncio.timeout(self._deadline - time.monotonic()):
-                self._first = await self._next()
-        except TimeoutError as error:
-            raise not_begun() from error
+        self._first = await self._next()
+        if self._first is None:
+            raise not_begun()
 
     async def steps(self) -> AsyncIterator[Step]:
         """Yield what each step brings, up to the deadline, which leaves answers without an end."""
         step = self._first
         while step is not None:
-            self.watch.observe(step)
             self._open -= {o.sample for o in step.outputs if o.finish_reason is not None}
             yield step
-            seconds_left = self._deadline - time.monotonic()
-            if not self._open or seconds_left <= 0:
-                return
-            try:
-                async with asyncio.timeout(seconds_left):
-                    step = await self._next()
-            except TimeoutError:
-                return
+            step = await self._next() if self._open else None
 
     async def _next(self) -> Step | None:
-        """Wait for the next step of the engine."""
+        """Wait for the next step of the engine; gives None after the last, and at the deadline."""
         try:
-            return await anext(self._steps, None)
+            async with asyncio.timeout(max(0.0, self._deadline - time.monotonic())):
+                step = await anext(self._steps, None)
+        except TimeoutError:
+            return None
         except (APIError, asyncio.CancelledError):
             raise
         except InputError as error:
             raise APIError(400, str(error), "prompt") from error
         except Exception as error:  # of the replica, or of the way to it
             raise unavailable(f"The model's replica failed ({type(error).__name__}).") from error
+        if step is not None:
+            self.watch.observe(step)
+            self.model.take_up(step.checkpoint)
+        return step
 
     async def close(self) -> None:
         """Free the place in the engine."""
@@ -99,13 +96,14 @@ class Generations:
         """
         self._ticket = admission.enter(count)
         self.all: list[Generation] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._beginning: list[asyncio.Task[None]] = []
+        self._pumps: list[asyncio.Task[None]] = []
         """They wait for steps: a generator can be closed only when nobody waits for it."""
 
     async def begin(self, make: list[Callable[[], Generation]]) -> None:
-        """Make and begin all; closes all if one of them cannot begin.
+        """Make all, and wait until one has begun; closes all if that does not come about.
 
-        Once one has begun, the others may wait for its place in the engine.
+        The others may have to wait for its place in the engine.
 
         Raises:
             APIError: as of `Generation.begin`; none has begun in `first_token_seconds`.
@@ -113,14 +111,15 @@ class Generations:
         try:
             for one in make:
                 self.all.append(one())
-            self._tasks = [asyncio.create_task(each.begin()) for each in self.all]
+            self._beginning = [asyncio.create_task(each.begin()) for each in self.all]
             patience = self.all[0].settings.first_token_seconds
             begun, _ = await asyncio.wait(
-                self._tasks, timeout=patience, return_when=asyncio.FIRST_COMPLETED
+                self._beginning, timeout=patience, return_when=asyncio.FIRST_COMPLETED
             )
             if not begun:
                 raise not_begun()
-            await asyncio.gather(*self._tasks)
+            for task in begun:
+                task.result()
         except BaseException:
             await self.close()
             raise
@@ -128,9 +127,10 @@ class Generations:
     async def close(self) -> None:
         """Give everything back."""
         self._ticket.leave()
-        for task in self._tasks:
+        tasks = [*self._beginning, *self._pumps]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(generation.close() for generation in self.all))
         self.all = []
 
@@ -144,14 +144,15 @@ class Generations:
 
         async def pump(number: int, generation: Generation) -> None:
             try:
+                await self._beginning[number]
                 async for step in generation.steps():
                     await items.put((number, step))
                 await items.put((number, None))
             except Exception as error:
                 await items.put((number, error))
 
-        self._tasks = [asyncio.create_task(pump(*each)) for each in enumerate(self.all)]
-        num_open = len(self._tasks)
+        self._pumps = [asyncio.create_task(pump(*each)) for each in enumerate(self.all)]
+        num_open = len(self._pumps)
         while num_open:
             number, item = await items.get()
             if isinstance(item, BaseException):

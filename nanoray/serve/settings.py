@@ -21,6 +21,11 @@ class ApiSettings:
     answer_seconds: float = 600.0
     """An answer that has not ended by then ends there, as one of `max_tokens` does."""
 
+    @property
+    def longest_seconds(self) -> float:
+        """How long a server that is told to stop, or is replaced, may have to go on."""
+        return self.answer_seconds + 30.0  # for what is on its way to the client
+
 
 def hash_keys(keys: Iterable[str]) -> tuple[str, ...]:
     """Give the hashes of API keys: the keys themselves are not kept, sent or shown anywhere."""

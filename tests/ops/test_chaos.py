@@ -35,7 +35,7 @@ def test_each_fault_has_runs_of_its_own_at_moments_drawn_from_the_seed():
     assert len(drawn) == 5 * len(FAULTS)
     assert drawn == list(plans(config, 200))
     moments = [step for plan in drawn for step, _ in plan.faults]
-    assert 20 <= min(moments) < max(moments) < 180
+    assert 20 <= min(moments) < max(moments) < 140
     assert len(set(moments)) > 30
 
 

@@ -45,7 +45,9 @@ def step(token: int, end: FinishReason | None = None) -> Step:
     return Step([output], "r", 0.0)
 
 
-def maker(script: Script, **settings: Any) -> Callable[[], Generation]:
+def maker(
+    script: Script, metrics: ServerMetrics | None = None, **settings: Any
+) -> Callable[[], Generation]:
     model = ServedModel("m", Tokenizer([]), 64, script.generate)
     return partial(
         Generation,
@@ -53,7 +55,7 @@ def maker(script: Script, **settings: Any) -> Callable[[], Generation]:
         [1],
         PARAMS,
         ApiSettings(**settings),
-        ServerMetrics(),
+        metrics or ServerMetrics(),
     )
 
 
@@ -137,6 +139,28 @@ def test_once_a_prompt_has_begun_the_others_wait_for_its_place_until_the_answers
         batch(answer_seconds=0.2)
 
     assert (caught.value.status, admission.taken) == (429, 0)
+
+
+def test_what_has_begun_is_given_and_counted_while_the_others_wait_for_its_place() -> None:
+    metrics, waiting = ServerMetrics(), Script(30.0, step(3, END))
+
+    async def run() -> tuple[tuple[int, int], bytes]:
+        generations = Generations(Admission(4), 2)
+        scripts = (waiting, Script(step(1), step(2, END)))
+        await generations.begin([maker(script, metrics=metrics) for script in scripts])
+        told = metrics.text()
+        async for number, each in generations.merged():
+            first = (number, each.outputs[0].token)
+            break
+        await generations.close()
+        return first, told
+
+    first, told = asyncio.run(run())
+
+    assert first == (1, 1)
+    assert b'num_requests_running{model_name="m"} 1.0' in told
+    assert b'num_requests_waiting{model_name="m"} 1.0' in told
+    assert waiting.closed == 1
 
 
 def test_one_prompt_that_goes_wrong_ends_those_that_still_wait() -> None:

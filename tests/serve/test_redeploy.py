@@ -13,12 +13,14 @@ import pytest
 from ray import serve
 from ray.serve.config import HTTPOptions
 
+from nanoray.config import InputError
+from nanoray.ops.launch import ask_to_stop, find_door, listen
 from nanoray.serve.deployment import APPLICATION, ReplicaShare, build_application
 from nanoray.serve.serve_config import ServeConfig
 from tests.chat_run import save_chat_run
 from tests.driver import connected
 from tests.running import Cluster, free_ports, start_job
-from tests.serve.test_deployment import LONG, stream
+from tests.serve.test_deployment import CHAT, LONG, SKY, stream
 
 SHARE = ReplicaShare(cpus=0.5, gpus=0, threads=1)
 
@@ -90,9 +92,12 @@ def test_a_job_that_is_killed_soon_after_it_was_told_to_stop_leaves_nothing_behi
         while not_running(config):
             time.sleep(0.02)
         job.send_signal(signal.SIGTERM)
-        time.sleep(0.5)  # `ray job stop` gives it three seconds
+        while "in the making" not in (line := job.stdout.readline()):
+            assert line, job.wait()
+        late = httpx.post(config.own_url() + CHAT, json=SKY, timeout=60)
+        health = httpx.get(f"{config.own_url()}/health", timeout=60)
         assert not running.done(), "it was over before the job was killed"
-        job.kill()
+        job.kill()  # as `ray job stop` does after three seconds
         job.wait()
         ended = running.result()[1]
     deadline = time.monotonic() + 60
@@ -101,6 +106,45 @@ def test_a_job_that_is_killed_soon_after_it_was_told_to_stop_leaves_nothing_behi
         time.sleep(0.5)
 
     assert ended == "done"
+    assert (late.status_code, health.status_code) == (503, 503)
+    assert "retry-after" in late.headers
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_a_server_that_is_about_to_end_goes_on_when_it_is_started_again(
+    config: ServeConfig,
+) -> None:
+    deploy(config)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(stream, config.own_url(), LONG)
+        while not_running(config):
+            time.sleep(0.02)
+        door = find_door()
+        assert door is not None
+        left = ask_to_stop(door)
+        find_door()
+        deploy(config)
+        ended = running.result()[1]
+    answer = httpx.post(config.own_url() + CHAT, json=SKY, timeout=60)
+
+    assert (left, ended, answer.status_code) == (1, "done", 200)
+
+
+@pytest.mark.cluster
+@pytest.mark.slow
+def test_serve_that_listens_elsewhere_moves_only_if_it_serves_nothing(config: ServeConfig) -> None:
+    [port] = free_ports(1)
+    listen(dataclasses.replace(config, port=port))
+    moved = serve.status().applications
+    deploy(dataclasses.replace(config, port=port))
+    url = f"http://127.0.0.1:{port}"
+    answer = httpx.post(url + CHAT, json=SKY, timeout=60)
+
+    with pytest.raises(InputError, match=f"port {port}, for {APPLICATION}, so .*{config.port}"):
+        listen(config)
+
+    assert (moved, answer.status_code) == ({}, 200)
 
 
 def not_running(config: ServeConfig) -> bool:
