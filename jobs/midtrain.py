@@ -9,11 +9,14 @@ The same command goes on where an earlier start of the stage stopped.
 from evals.sources import lessons_of
 from evals.watch import CheckpointEvaluations
 from nanoray.config import run_job
+from nanoray.ops.doctor_before import examine_later
 from nanoray.stages.finetune import finetune
 from nanoray.stages.finetune_config import FinetuneConfig
 
 if __name__ == "__main__":
     run_job(
         FinetuneConfig,
-        lambda config: finetune("midtrain", config, lessons_of, CheckpointEvaluations()),
+        lambda config: finetune(
+            "midtrain", config, lessons_of, CheckpointEvaluations(), examine_later
+        ),
     )

@@ -14,7 +14,7 @@ from evals.exam_plan import plan_exams
 from evals.sources import check_sources, lessons_of, task_of
 from evals.watch import CheckpointEvaluations
 from nanoray.config import run_job
-from nanoray.ops.doctor import examine
+from nanoray.ops.doctor_before import examine, examine_later
 from nanoray.ops.pipeline import Parts, PipelineConfig, pipeline
 from nanoray.stages.finetune import finetune
 from nanoray.stages.pretrain import pretrain
@@ -24,10 +24,12 @@ PARTS = Parts(
     train={
         "pretrain": lambda config: pretrain(config, CheckpointEvaluations(), examine),
         "midtrain": lambda config: finetune(
-            "midtrain", config, lessons_of, CheckpointEvaluations()
+            "midtrain", config, lessons_of, CheckpointEvaluations(), examine_later
         ),
-        "sft": lambda config: finetune("sft", config, lessons_of, CheckpointEvaluations()),
-        "rl": lambda config: reinforce(config, task_of),
+        "sft": lambda config: finetune(
+            "sft", config, lessons_of, CheckpointEvaluations(), examine_later
+        ),
+        "rl": lambda config: reinforce(config, task_of, examine_later),
     },
     check=check_sources,
     measure=lambda asked: evaluate(EvaluateConfig(**asked)),

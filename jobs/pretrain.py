@@ -9,7 +9,7 @@ The same command goes on where an earlier start of the run stopped.
 
 from evals.watch import CheckpointEvaluations
 from nanoray.config import run_job
-from nanoray.ops.doctor import examine
+from nanoray.ops.doctor_before import examine
 from nanoray.stages.pretrain import pretrain
 from nanoray.stages.pretrain_config import PretrainConfig
 

@@ -125,6 +125,8 @@ class RunConfig:
     """Also log to this Weights & Biases project; offline where there is no API key."""
     wandb_group: str | None = None
     """Group of runs in that project; by default none."""
+    doctor: str = "auto"
+    """always, never, or auto: let jobs/doctor.py look first if the stage takes 8 GPUs or more."""
     fresh: bool = False
     """Move what an earlier run of this name left aside, and begin anew."""
 
@@ -148,6 +150,7 @@ class RunConfig:
             "validate_every",
         ):
             require_positive(name, getattr(self, name))
+        require_one_of("doctor", self.doctor, ("auto", "always", "never"))
         for name in ("dtype", "newton_schulz_dtype"):
             if getattr(self, name) is not None:
                 require_one_of(name, getattr(self, name), DTYPE_NAMES)

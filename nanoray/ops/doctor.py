@@ -37,7 +37,7 @@ from nanoray.ops.doctor_cluster import (
     probe_step,
 )
 from nanoray.ops.doctor_data import ExpectedData, TokenizerFacts, expect_data, look_at_tokenizer
-from nanoray.ops.doctor_findings import Diagnosis, Finding, Status, failed, ok, skipped
+from nanoray.ops.doctor_findings import Diagnosis, Finding, failed, ok, skipped
 from nanoray.ops.doctor_links import slowest
 from nanoray.ops.doctor_memory import estimate_bytes, expected_peak
 from nanoray.ops.doctor_node import Node, NodeFacts, own_versions
@@ -66,9 +66,6 @@ from nanoray.train.save_interval import MOST_SECONDS
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-LARGE_RUN_GPUS = 8
-"""A run on so many is worth a look of a minute before it starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,42 +103,6 @@ def doctor(config: DoctorConfig) -> Diagnosis:
     return diagnose(config.pretrain, quick=config.quick)
 
 
-def examine(config: PretrainConfig) -> None:
-    """Look at the cluster that this process is connected to, if the run that follows is large.
-
-    A run that has begun already is told what is wrong and goes on: nobody may be there to mend it.
-
-    Raises:
-        InputError: something would stop the run, and it has not begun.
-    """
-    if config.doctor == "never":
-        return
-    run = open_run(config, connection.absolute_address(config.storage or "runs"))
-    is_done = run.folder.run.is_done(run.folder.name)
-    if is_done and not config.fresh:
-        return
-    resources = connection.choose_resources(run.config)
-    most = resources.num_workers[1]
-    is_large = resources.use_gpu and most >= LARGE_RUN_GPUS
-    if config.doctor == "auto" and not is_large:
-        return
-    are_up = not resources.use_gpu or connection.gpus_present() >= most
-    if not are_up:
-        logger.info("the GPUs of the run are not all up yet: the doctor cannot measure them")
-    diagnosis = diagnose(config, quick=not are_up)
-    for finding in (*diagnosis.having(Status.WARNING), *diagnosis.having(Status.FAILED)):
-        told = f"{finding.check}: {finding.found} {finding.remedy}".rstrip()
-        logger.warning("doctor: %s: %s", finding.status.value, told)
-    logger.info("doctor: %s", diagnosis.verdict)
-    has_begun = run.folder.read_config() is not None and not config.fresh
-    if diagnosis.has_failed and not has_begun:
-        first = diagnosis.having(Status.FAILED)[0]
-        raise InputError(
-            f"The doctor found what would stop this run: {first.check}: {first.found} "
-            f"{first.remedy} Mend it, or give --doctor never."
-        )
-
-
 def connect() -> None:
     """Connect to the cluster.
 
@@ -167,13 +128,27 @@ def diagnose(config: PretrainConfig, *, quick: bool = False) -> Diagnosis:
         config: of the run.
         quick: leave out what has to be measured.
     """
-    began = time.monotonic()
     storage = connection.absolute_address(config.storage or "runs")
     run, settings = settle(config, storage)
+    return look(storage, run, [settings], quick=quick)
+
+
+def look(
+    storage: str, run: MeantRun | None, settings: list[Finding], *, quick: bool = False
+) -> Diagnosis:
+    """Look at nodes and storage, and at what a run asks of them if one is given.
+
+    Args:
+        storage: address of the runs.
+        run: of pretraining, if that is meant.
+        settings: what has been found of them.
+        quick: leave out what has to be measured.
+    """
+    began = time.monotonic()
     nodes = living_nodes()
     logger.info("asking %d node(s) for versions, disks, storage and data", len(nodes))
     survey = look_around(nodes, storage, run)
-    findings = [*findings_on_nodes(survey, run), settings, *findings_on_run(survey, run)]
+    findings = [*findings_on_nodes(survey, run), *settings, *findings_on_run(survey, run)]
     if not quick:
         findings += measured_findings(survey, run)
     return Diagnosis(tuple(findings), len(nodes), time.monotonic() - began)

@@ -32,7 +32,8 @@ def application(arguments: dict[str, str]) -> serve.Application:
     try:
         application = prepare(config)
         listen(config)
-        print(*addresses(config), sep="\n", flush=True)  # `serve run` shows no log lines of ours
+        told = "\n".join(addresses(config))
+        print(told, flush=True)  # noqa: T201 (`serve run` shows no log lines of ours)
         return application
     finally:
         if connects_itself:  # with the --address and --runtime-env that it was given

@@ -32,6 +32,7 @@ from nanoray.stages.finetune_summary import finish
 from nanoray.stages.pretrain_config import check_rows, rows_of_batch
 from nanoray.stages.stage_driver import (
     Evaluations,
+    Examine,
     PlannedRows,
     check_space,
     default_dtype,
@@ -98,6 +99,7 @@ def finetune(
     config: FinetuneConfig,
     make_lessons: MakeLessons,
     evaluations: Evaluations[FinetuneConfig],
+    examine: Examine | None = None,
 ) -> str:
     """Train a stage on conversations, or go on where an earlier start of it stopped.
 
@@ -106,6 +108,7 @@ def finetune(
         config: what the user gave.
         make_lessons: where the conversations come from.
         evaluations: of what the stage saves.
+        examine: looks at the cluster before anything is written.
 
     Returns:
         What the user is told at the end.
@@ -116,7 +119,7 @@ def finetune(
     storage = connection.absolute_address(config.storage or "runs")
     began = time.time()
     connection.connect()
-    job = prepare(stage, config, storage, make_lessons, evaluations)
+    job = prepare(stage, config, storage, make_lessons, evaluations, examine)
     return run_stage(job, evaluations, finish, began=began)
 
 
@@ -126,6 +129,7 @@ def prepare(
     storage: str,
     make_lessons: MakeLessons,
     evaluations: Evaluations[FinetuneConfig],
+    examine: Examine | None = None,
 ) -> TrainingJob:
     """Decide and check everything, mix the conversations, and open the stage."""
     config, opened = open_later_stage(stage, config, storage)
@@ -135,6 +139,8 @@ def prepare(
     rows_per_step = rows_of_batch(config.total_batch_tokens, config.max_seq_len)
     resources = connection.choose_resources(config, most_workers=rows_per_step)
     check_rows(config, rows_per_step, resources.num_workers[1])
+    if examine:
+        examine(config, folder, resources)
     tokenizer = find_tokenizer(folder.run, start)
     if config.warm_start and (config.fresh or not committed_steps(folder)):
         start.check_optimizer()

@@ -70,8 +70,6 @@ class PretrainConfig(RunConfig):
     """Questions of each task of CORE in such an evaluation; by default all."""
     eval_bundle: str | None = None
     """Folder or zip file with CORE's tasks; by default the published one is fetched."""
-    doctor: str = "auto"
-    """always, never, or auto: let jobs/doctor.py look first if the run takes 8 GPUs or more."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,7 +87,6 @@ class PretrainConfig(RunConfig):
         require_positive("vocab_size", self.vocab_size, least=SMALLEST_VOCABULARY)
         require_one_of("packing", self.packing, PACKINGS)
         require_one_of("embedding_dtype", self.embedding_dtype, DTYPE_NAMES)
-        require_one_of("doctor", self.doctor, ("auto", "always", "never"))
         horizons = [
             n for n in ("num_steps", "tokens_per_param", "target_flops") if getattr(self, n)
         ]

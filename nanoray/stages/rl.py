@@ -20,6 +20,7 @@ from nanoray.stages.rl_config import RLConfig, decide, recipe_of, with_length
 from nanoray.stages.rl_feed import RolloutFeed
 from nanoray.stages.rl_summary import finish
 from nanoray.stages.stage_driver import (
+    Examine,
     check_space,
     default_dtype,
     describe_workers,
@@ -46,12 +47,13 @@ MakeTask = Callable[[RLConfig, str, Literal["train", "test"]], Task]
 """Gives a task by its name: its questions to learn from, or those that are held out."""
 
 
-def reinforce(config: RLConfig, make_task: MakeTask) -> str:
+def reinforce(config: RLConfig, make_task: MakeTask, examine: Examine | None = None) -> str:
     """Run the RL stage, or go on where an earlier start of it stopped.
 
     Args:
         config: what the user gave.
         make_task: where questions and grades come from.
+        examine: looks at the cluster before anything is written.
 
     Returns:
         What the user is told at the end.
@@ -62,11 +64,13 @@ def reinforce(config: RLConfig, make_task: MakeTask) -> str:
     storage = connection.absolute_address(config.storage or "runs")
     began = time.time()
     connection.connect()
-    job = prepare(config, storage, make_task)
+    job = prepare(config, storage, make_task, examine)
     return run_stage(job, None, finish, began=began)
 
 
-def prepare(config: RLConfig, storage: str, make_task: MakeTask) -> TrainingJob:
+def prepare(
+    config: RLConfig, storage: str, make_task: MakeTask, examine: Examine | None = None
+) -> TrainingJob:
     """Decide and check everything, and open the stage."""
     config, opened = open_later_stage(STAGE, config, storage)
     folder, start = opened.folder, opened.start
@@ -83,6 +87,8 @@ def prepare(config: RLConfig, storage: str, make_task: MakeTask) -> TrainingJob:
         config, most_workers=config.examples_per_step, beside=config.rollout_workers
     )
     check_groups(config, resources.num_workers[1])
+    if examine:
+        examine(config, folder, resources)
     crew = choose_crew(config, resources)
     assert config.run, "decided"
     assert config.dtype, "decided"

@@ -40,6 +40,10 @@ Config = TypeVar("Config", bound=RunConfig, contravariant=True)
 AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 
+Examine = Callable[[RunConfig, StageFolder, connection.Resources], None]
+"""Looks at the cluster before a stage begins, and raises if something would stop it."""
+
+
 class Evaluations(Protocol[Config]):
     """Evaluates what a stage saves, if its config asks for it."""
 
