@@ -96,8 +96,11 @@ def bench_engine(config: EngineBench) -> str:
         name: {key: round(statistics.median(r[key] for r in results), 4) for key in results[0]}
         for name, results in measured.items()
     }
+    weights_gb = weight_bytes(model) / 1e9
     for size in sizes:
         row = card[f"engine, {size} at once"]
+        cache_gb = row.pop("blocks") * block_bytes(model, engine_config.block_size) / 1e9
+        row |= {"cache_gb": round(cache_gb, 4), "model_gb": round(weights_gb + cache_gb, 4)}
         row["mbu"] = round(step_bytes(model, config, size) / row["seconds_per_step"] / bandwidth, 3)
     facts = {
         "benchmark": "engine",
@@ -108,6 +111,7 @@ def bench_engine(config: EngineBench) -> str:
         "prompt_tokens": config.prompt_tokens,
         "answer_tokens": config.answer_tokens,
         "read_gb_per_second": round(bandwidth / 1e9, 1),
+        "weights_gb": round(weights_gb, 4),
         "memory_gb": round(memory_bytes(device) / 1e9, 2),
     }
     return json.dumps({**facts, "measured": card})
@@ -131,9 +135,10 @@ def engine_run(engine: Engine, batch: list[list[int]], count: int) -> dict[str, 
     for prompt in batch:
         engine.add(prompt, params)
     began = time.perf_counter()
-    first, seen, steps = began, 0, 0
+    first, seen, steps, blocks = began, 0, 0, 0
     while engine.has_work:
         outputs = engine.step()
+        blocks = max(blocks, engine.blocks.num_blocks - 1 - engine.blocks.num_unused)
         if seen < len(batch):
             seen += len(outputs)
             first = time.perf_counter()
@@ -146,6 +151,7 @@ def engine_run(engine: Engine, batch: list[list[int]], count: int) -> dict[str, 
         "decode_tokens_per_second": len(batch) * steps / (ended - first),
         "first_token_seconds": first - began,
         "seconds_per_step": (ended - first) / max(steps, 1),
+        "blocks": blocks,
     }
 
 
@@ -191,15 +197,25 @@ def transformers_serial(
     return {"tokens_per_second": len(batch) * count / (time.perf_counter() - began)}
 
 
-def step_bytes(model: GPT, config: EngineBench, size: int) -> float:
-    """Give the bytes that one decode step must read: weights, and keys and values so far."""
+def weight_bytes(model: GPT) -> int:
+    """Give the memory of a model's weights."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def block_bytes(model: GPT, block_size: int) -> float:
+    """Give the memory of keys and values of so many tokens, over all layers."""
     shape = model.config
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    weights -= model.embedding.weight.numel() * model.embedding.weight.element_size()
-    per_token = cache_bytes_per_token(
+    return block_size * cache_bytes_per_token(
         (shape.num_layers, shape.num_kv_heads, shape.head_dim), model.compute_dtype
     )
-    return weights + size * per_token * (config.prompt_tokens + config.answer_tokens / 2)
+
+
+def step_bytes(model: GPT, config: EngineBench, size: int) -> float:
+    """Give the bytes that one decode step must read: weights, and keys and values so far."""
+    embedding = model.embedding.weight
+    weights = weight_bytes(model) - embedding.numel() * embedding.element_size()
+    tokens = config.prompt_tokens + config.answer_tokens / 2
+    return weights + size * tokens * block_bytes(model, 1)
 
 
 def read_bytes_per_second(device: torch.device, dtype: torch.dtype) -> float:

@@ -150,6 +150,29 @@ def test_prompts_among_others_give_the_tokens_that_they_give_alone(
     check_empty(engine)
 
 
+def test_in_bf16_another_token_comes_only_where_rounding_decides(tokenizer: Tokenizer):
+    """32 mixed requests against a full forward pass over what the engine wrote."""
+    model = tiny_gpt(torch.bfloat16, num_kv_heads=1)
+    rng = random.Random(3)
+    prompts = [[rng.randrange(500) for _ in range(rng.choice(LENGTHS))] for _ in range(32)]
+    engine = make_engine(model, tokenizer, step_tokens=40, max_sequences=9)
+    requests = {engine.add(prompt, greedy()): prompt for prompt in prompts}
+
+    tokens = run(engine)
+
+    gaps = []
+    for request, prompt in requests.items():
+        ids, written = torch.tensor([prompt + tokens[request, 0]]), tokens[request, 0]
+        with torch.no_grad():
+            logits = model(ids)[0, len(prompt) - 1 : -1].float()
+        chosen = logits.gather(1, torch.tensor(written)[:, None])[:, 0]
+        gaps.append((logits.max(1).values - chosen) / logits.abs().max(1).values)
+    relative = torch.cat(gaps)
+
+    assert relative.max() < 4 * torch.finfo(torch.bfloat16).eps
+    assert (relative == 0).float().mean() > 0.9
+
+
 def test_aborting_a_request_at_any_step_changes_no_other(
     model: GPT, tokenizer: Tokenizer, prompts: list[list[int]], expected: list[list[int]]
 ):

@@ -1,6 +1,7 @@
 """The benchmark of the engine, at a size that takes seconds."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -28,7 +29,21 @@ def test_the_card_has_a_row_for_each_number_of_answers_at_once() -> None:
         assert row["prefill_tokens_per_second"] > 0
         assert row["decode_tokens_per_second"] > 0
         assert row["mbu"] > 0
-    assert card["memory_gb"] > 0
+        assert row["model_gb"] >= row["cache_gb"]
+    assert card["memory_gb"] > card["weights_gb"] > 0
+
+
+def test_each_row_tells_the_memory_that_so_many_answers_take() -> None:
+    wide = replace(
+        SMALL, depth=8, head_dim=64, prompt_tokens=30, answer_tokens=8, batch_sizes=(1, 4)
+    )
+
+    rows = json.loads(bench_engine(wide))["measured"].values()
+
+    # 38 tokens take three blocks of 16; keys and values of 8 layers of 512 numbers of 4 bytes
+    assert [row["cache_gb"] for row in rows] == [
+        round(n * 3 * 16 * 2 * 8 * 512 * 4 / 1e9, 4) for n in (1, 4)
+    ]
 
 
 def test_a_tokenizer_of_any_size_can_be_had() -> None:
