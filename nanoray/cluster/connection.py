@@ -342,6 +342,15 @@ def cluster_total() -> dict[str, float]:
     }
 
 
+def node_sizes() -> list[dict[str, float]]:
+    """Give CPUs and GPUs of each node that is there, and of those that an autoscaler may add."""
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [
+        *({name: float(n.get(name, 0)) for name in ("CPU", "GPU")} for n in there),
+        *nodes_to_come(),
+    ]
+
+
 def nodes_to_come() -> list[dict[str, float]]:
     """List the CPUs and GPUs of each node that the cluster's autoscaler may have at a time."""
     return possible_nodes(ray.get_runtime_context().gcs_address)

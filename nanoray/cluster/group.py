@@ -32,6 +32,7 @@ from nanoray.cluster.leaving import Leaving
 from nanoray.cluster.monitor import Pulse, forward_logs, start_monitor
 from nanoray.cluster.network import NodeNetworkConfig
 from nanoray.cluster.pending import Pending
+from nanoray.cluster.placement import packing
 from nanoray.cluster.recovery import Decision, Failure, RetryBudget, describe_failure, of_group
 from nanoray.cluster.reservations import TRAIN_PREFIX, Reservations, refresh
 from nanoray.cluster.turns import Turn
@@ -181,6 +182,7 @@ def make_trainer(
             num_workers=low if low == high else (low, high),
             use_gpu=resources.use_gpu,
             resources_per_worker=resources.each(),
+            placement_strategy=packing(resources),
             elastic_resize_monitor_interval_s=NEVER_SECONDS,
         ),
         torch_config=NodeNetworkConfig(

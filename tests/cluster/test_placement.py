@@ -1,6 +1,8 @@
 """What runs where: a head without CPUs, and two nodes from the spot market."""
 
 import logging
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,36 @@ def test_on_one_machine_everything_may_run_everywhere(ray_cluster: Cluster) -> N
     with connected(ray_cluster):
         assert for_computing() == {}
         assert for_lasting() == {}
+
+
+TWO_NODES = """
+import ray
+import nanoray.cluster.connection as connection
+from nanoray.cluster.connection import Resources
+from nanoray.cluster.placement import packing
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+for _ in range(2):
+    cluster.add_node(num_cpus=4, num_gpus=2)
+connection.connect(cluster.address)
+for workers, cpus in (((2, 2), 1.0), ((3, 3), 1.0), ((2, 2), 3.0), ((1, 2), 1.0)):
+    print(packing(Resources(workers, True, cpus, 1, 1)))
+print(packing(Resources((2, 2), False, 1.0, 1, 1)))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_workers_are_on_one_node_if_one_can_hold_them() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_NODES], capture_output=True, text=True, timeout=180, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["STRICT_PACK", "PACK", "PACK", "PACK", "PACK"]
 
 
 @pytest.fixture(scope="module")
