@@ -1,8 +1,9 @@
 """On which nodes actors run, by the nodes' labels and sizes.
 
 Training workers begin all together: on one node where one can hold them, or else on as few as are
-free; what coordinates a run goes to the driver's node. Labels are for the rest: an actor that asks for no CPU may run anywhere,
-even on a head that is kept free for drivers, or on a spot node that leaves before it.
+free; what coordinates a run goes to the driver's node. Labels are for the rest: an actor that asks
+for no CPU may run anywhere, even on a head that is kept free for drivers, or on a spot node that
+leaves before it.
 """
 
 import ray
