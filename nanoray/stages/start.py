@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from nanoray.cluster import connection
-from nanoray.config import DataError, InputError, RunConfig, continue_config, flag, from_json
+from nanoray.config import (
+    DataError,
+    InputError,
+    RunConfig,
+    StorageError,
+    continue_config,
+    flag,
+    from_json,
+)
 from nanoray.data.conversation_files import FILE_KINDS, files_at
 from nanoray.data.datasets import EMBEDDED_WORDS
 from nanoray.stages.finetune_config import FinetuneConfig
@@ -56,6 +64,7 @@ def open_later_stage(stage: str, config: Later, storage: str) -> tuple[Later, Op
 
     Raises:
         InputError: no run, no checkpoint to start from, or another one than the stage began with.
+        StorageError: the storage cannot be read now.
     """
     if config.run is None and config.from_ is None:
         raise InputError(
@@ -67,6 +76,8 @@ def open_later_stage(stage: str, config: Later, storage: str) -> tuple[Later, Op
     source = source_of(folder, config.from_ or (saved["from_"] if saved else None))
     try:
         start = find_model(storage, source)
+    except StorageError:  # it may well be there
+        raise
     except InputError as error:
         if saved is None or config.from_ is not None:
             raise

@@ -98,7 +98,12 @@ def read_state(folder: StageFolder, step: int) -> dict[str, Any]:  # Any: JSON
 def find_damage(
     fs: AbstractFileSystem, path: str, names: Sequence[str] | None = None
 ) -> str | None:
-    """Verify a committed step, or some files of it; gives what is wrong with it, or None."""
+    """Verify a committed step, or some files of it; gives what is wrong with it, or None.
+
+    Damage is what the files themselves show: one is missing, or has another size or checksum.
+    Storage that fails to read them (busy, timed out, keys that have expired) says nothing about
+    them, and its errors are left to the caller.
+    """
     try:
         manifest = read_json(fs, f"{path}/manifest.json")
     except StorageError:
@@ -118,8 +123,8 @@ def find_damage(
             continue
         try:
             found = describe_file(fs, f"{path}/{name}")
-        except OSError as error:
-            return f"{name} cannot be read: {error}"
+        except FileNotFoundError:
+            return f"{name} is missing"
         if found["bytes"] != expected["bytes"]:
             return f"{name} has {found['bytes']} bytes, not {expected['bytes']}"
         if found["sha256"] != expected["sha256"]:

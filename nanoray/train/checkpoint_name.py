@@ -1,15 +1,17 @@
 """`RUN[/stage][@step]`: how a checkpoint is named on every command line, and how it is loaded."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nanoray.config import InputError
+from nanoray.config import InputError, StorageError
 from nanoray.model.gpt import GPT, GPTConfig
-from nanoray.storage import RunFolder, StageFolder, read_json, write_file
+from nanoray.storage import RunFolder, StageFolder, is_outage, read_json, write_file
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.text.tokenizer_file import load_tokenizer
 from nanoray.train.checkpoint_files import (
@@ -65,13 +67,15 @@ class SavedModel:
 
         Raises:
             InputError: one of them is damaged or missing.
+            StorageError: the storage cannot be read now.
         """
         path = self.folder.path("checkpoints", step_name(self.step))
-        damage = find_damage(self.folder.fs, path)
-        if damage is None:
-            files = (read_json(self.folder.fs, f"{path}/manifest.json") or {})["files"]
-            if not any(name.startswith("optimizer-") for name in files):
-                damage = "manifest.json lists none"
+        with _told_if_away(self.folder.run.storage, self.name):
+            damage = find_damage(self.folder.fs, path)
+            if damage is None:
+                files = (read_json(self.folder.fs, f"{path}/manifest.json") or {})["files"]
+                if not any(name.startswith("optimizer-") for name in files):
+                    damage = "manifest.json lists none"
         if damage is not None:
             raise InputError(
                 f"--warm-start needs the optimizer of {self.name}, which is not whole: {damage}. "
@@ -115,7 +119,28 @@ def find_model(storage: str, name: str) -> SavedModel:
 
     Raises:
         InputError: no such run, stage or step, or a damaged one.
+        StorageError: the storage cannot be read now.
     """
+    with _told_if_away(storage, name):
+        return _find_whole(storage, name)
+
+
+@contextlib.contextmanager
+def _told_if_away(storage: str, name: str) -> Iterator[None]:
+    """Turn an outage of the storage, for which each filesystem has its own errors, into one."""
+    try:
+        yield
+    except Exception as error:
+        if not is_outage(error):
+            raise
+        raise StorageError(
+            f"{storage} cannot be read now ({error}), so {name} is not known to be whole. "
+            "Try again when it can."
+        ) from error
+
+
+def _find_whole(storage: str, name: str) -> SavedModel:
+    """Find a checkpoint and verify its weights."""
     stage, steps = find_steps(storage, name)
     asked = PATTERN.fullmatch(name)
     if asked is None or asked["step"] is None:

@@ -1,11 +1,13 @@
 """Where a stage after pretraining starts from, and what it is compared with when it goes on."""
 
+import errno
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nanoray.config import DataError, InputError, to_json
+from nanoray.config import DataError, InputError, StorageError, to_json
 from nanoray.data.conversation_files import FILE_KINDS
 from nanoray.stages.finetune_config import FinetuneConfig
 from nanoray.stages.rl_config import RLConfig
@@ -80,6 +82,26 @@ def test_weights_that_were_trained_anew_are_others(tmp_path: Path) -> None:
         open_later_stage("sft", CONFIG, str(tmp_path))
     _, opened = open_later_stage("sft", replace(CONFIG, fresh=True), str(tmp_path))
     assert opened.start.step == 20
+
+
+def test_storage_that_fails_for_a_while_is_no_reason_to_begin_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_base(tmp_path, "r")
+    begin(tmp_path)
+    fs = RunFolder(str(tmp_path), "r").fs
+    opened = fs.open
+
+    def fail(path: str, *args: Any, **kwargs: Any) -> Any:
+        if path.endswith("model.safetensors"):
+            raise OSError(errno.EBUSY, "Slow down")
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(fs, "open", fail)
+
+    with pytest.raises(StorageError, match=r"Slow down.*Try again") as refused:
+        open_later_stage("sft", CONFIG, str(tmp_path))
+    assert "--fresh" not in str(refused.value)
 
 
 def test_a_file_with_other_contents_is_another(tmp_path: Path) -> None:

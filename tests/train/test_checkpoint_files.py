@@ -1,3 +1,4 @@
+import errno
 import os
 import random
 import time
@@ -5,12 +6,14 @@ from collections.abc import Callable
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
 import torch
 
-from nanoray.storage import RunFolder, StageFolder, list_folder
+from nanoray import storage
+from nanoray.storage import RunFolder, StageFolder, list_folder, with_patience
 from nanoray.train.checkpoint import Checkpointer, SavePolicy
 from nanoray.train.checkpoint_files import (
     LocalFiles,
@@ -138,6 +141,38 @@ def test_a_whole_step_has_no_damage_and_stays(folder, caplog):
     assert caplog.records == []
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EBUSY, "Please reduce your request rate"),  # SlowDown and 503 of s3fs
+        OSError(errno.EIO, "Input/output error"),
+        PermissionError("The provided token has expired"),
+        TimeoutError("Your socket connection to the server was not read from"),
+    ],
+    ids=["busy", "i/o error", "expired token", "timeout"],
+)
+def test_a_step_that_cannot_be_read_for_a_while_is_waited_for_and_not_taken_for_damaged(
+    folder, error, monkeypatch
+):
+    save_steps(folder, [1, 2, 3])
+    monkeypatch.setattr(storage, "FIRST_PAUSE_SECONDS", 0.01)
+    opened, failures = folder.fs.open, [error, error]
+
+    def open_busy(path: str, *args: Any, **kwargs: Any) -> Any:
+        if failures and path.endswith(".safetensors"):
+            raise failures.pop()
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(folder.fs, "open", open_busy)
+
+    newest = with_patience(lambda: newest_verified_step(folder), 20, "runs/tiny")
+
+    assert newest == 3
+    assert committed_steps(folder) == [1, 2, 3]
+    assert not failures
+    assert list_folder(folder.fs, folder.path("checkpoints", "damaged")) == []
+
+
 def test_where_every_step_is_damaged_there_is_none_and_nothing_was_deleted(disk, caplog):
     save_steps(disk, [1, 2, 3])
     for step in (1, 2, 3):
@@ -229,10 +264,10 @@ def fill(state: TrainState, step: int) -> None:
             tensor.fill_(step)
 
 
-def save_for_ever(storage: str, ready: Connection) -> None:
+def save_for_ever(place: str, ready: Connection) -> None:
     """Go on from the newest verified step as a run does, and save every step."""
     torch.set_num_threads(1)
-    folder = RunFolder(storage, "tiny").stage("pretrain")
+    folder = RunFolder(place, "tiny").stage("pretrain")
     first = newest_verified_step(folder) or 0
     attempt = folder.run.begin_attempt("pretrain", first)
     checkpointer = Checkpointer(folder, LocalWorld(), attempt=attempt, facts={})
@@ -248,11 +283,11 @@ def save_for_ever(storage: str, ready: Connection) -> None:
 def test_kill_9_at_any_moment_leaves_only_whole_steps(disk):
     draw, processes = random.Random(0), process_context()
     newest, half_written = 0, 0
-    storage = disk.run.storage
+    place = disk.run.storage
 
     for _ in range(10):
         ours, theirs = processes.Pipe()
-        saver = processes.Process(target=save_for_ever, args=(storage, theirs), daemon=True)
+        saver = processes.Process(target=save_for_ever, args=(place, theirs), daemon=True)
         saver.start()
         assert ours.poll(60)
         assert ours.recv() == newest

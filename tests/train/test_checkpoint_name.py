@@ -1,13 +1,15 @@
 """`RUN[/stage][@step]`, found on storage."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from nanoray.config import InputError
+from nanoray.config import InputError, StorageError
 from nanoray.model.gpt import GPT
 from nanoray.storage import RunFolder, StageFolder
 from nanoray.text.tokenizer import Tokenizer
@@ -91,6 +93,27 @@ def test_a_damaged_step_is_passed_over_and_left_where_it_is(tmp_path: Path) -> N
     assert weights_file(found.folder, 20).exists()
 
 
+def test_storage_that_fails_is_not_taken_for_damage_to_the_newest_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, "pretrain", 10, 20)
+    fs = RunFolder(str(tmp_path), "r").fs
+    opened = fs.open
+
+    def fail(path: str, *args: Any, **kwargs: Any) -> Any:
+        if "step_000020" in path:
+            raise OSError(errno.EBUSY, "Slow down")
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(fs, "open", fail)
+
+    for name in ("r", "r@20"):
+        with pytest.raises(StorageError, match=rf"{tmp_path} .*Slow down.*{name} .*Try again"):
+            find_model(str(tmp_path), name)
+    monkeypatch.undo()
+    assert find_model(str(tmp_path), "r").step == 20
+
+
 def test_a_missing_optimizer_is_no_damage_to_a_model(tmp_path: Path) -> None:
     save(tmp_path, "pretrain", 10)
     folder = RunFolder(str(tmp_path), "r").stage("pretrain")
@@ -169,7 +192,7 @@ def test_an_optimizer_that_is_not_whole_is_refused(tmp_path: Path, how: str) -> 
         (folder / "manifest.json").write_text(json.dumps(manifest))
 
     again = find_model(str(tmp_path), "r")  # its weights are whole
-    said = {"changed": "checksum", "missing": "cannot be read", "unlisted": "lists none"}[how]
+    said = {"changed": "checksum", "missing": "is missing", "unlisted": "lists none"}[how]
     with pytest.raises(InputError, match=rf"--warm-start.*{said}.*leave --warm-start out"):
         again.check_optimizer()
 
