@@ -10,20 +10,25 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from nanoray.config import DataError
-from nanoray.storage import is_local, open_location
+from nanoray.data.patient_file import open_patiently
+from nanoray.storage import is_local, open_location, with_patience
 
 logger = logging.getLogger(__name__)
 
 UNIT_BYTES = 4_000_000
 """Text in a unit at most: little enough to be read anew when a run resumes."""
 FOOTER_READERS = 16
+MAGIC = (b"PAR1", b"PARE")
+"""How a parquet file ends; the second one has an encrypted footer."""
+READ_PATIENCE_SECONDS = 60.0
+"""How long a storage may fail before the data are given up: nothing has begun yet."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,7 @@ def make_manifest(address: str, text_column: str, *, skip_bad_shards: bool = Fal
     Raises:
         DataError: nothing there, no text column, or a damaged shard (unless they are to be
         skipped).
+        StorageError: the storage cannot be read now.
     """
     fs, root, paths = find_shards(address)
     with ThreadPoolExecutor(FOOTER_READERS) as pool:
@@ -117,12 +123,14 @@ def find_shards(address: str) -> tuple[AbstractFileSystem, str, list[str]]:
 
     Raises:
         DataError: no such place, or no parquet file in it.
+        StorageError: the storage cannot be read now.
     """
     fs, path = open_location(address)
     if fs.isfile(path):
         paths, root = [path], path.rpartition("/")[0]
     elif fs.isdir(path):
-        paths, root = [f for f in files_below(fs, path) if f.endswith(".parquet")], path
+        files = with_patience(lambda: files_below(fs, path), READ_PATIENCE_SECONDS, address)
+        paths, root = [f for f in files if f.endswith(".parquet")], path
     elif any(sign in path for sign in "*?["):
         paths = [str(found) for found in fs.glob(path) if str(found).endswith(".parquet")]
         root = path[: min(path.index(sign) for sign in "*?[" if sign in path)].rpartition("/")[0]
@@ -142,7 +150,7 @@ def files_below(fs: AbstractFileSystem, path: str) -> list[str]:
     if not is_local(fs):
         return [str(found) for found in fs.find(path)]
     files, seen = list[str](), set[str]()
-    for folder, folders, names in os.walk(path, followlinks=True):
+    for folder, folders, names in os.walk(path, followlinks=True, onerror=_raise_outage):
         folders.sort()
         real = os.path.realpath(folder)
         if real in seen:  # a link that leads back, or to where another one has led
@@ -153,14 +161,19 @@ def files_below(fs: AbstractFileSystem, path: str) -> list[str]:
     return files
 
 
+def _raise_outage(error: OSError) -> None:
+    """Raise what keeps a folder from being listed, other than that it is somebody else's."""
+    if not isinstance(error, PermissionError):
+        raise error
+
+
 def _read_shard(fs: AbstractFileSystem, root: str, path: str, column: str) -> Shard | DataError:
     """Read one footer; a shard that cannot be used comes back as the error that says why."""
     name = f"{root}/{path}"
+    ending = _read_ending(fs, name)
     try:
-        with fs.open(fs._strip_protocol(name)) as file:
-            metadata = pq.ParquetFile(file).metadata
-            footer = _footer_bytes(file)
-    except (pa.ArrowException, OSError, ValueError) as error:
+        metadata = pq.ParquetFile(pa.BufferReader(ending)).metadata
+    except (pa.ArrowException, OSError, ValueError) as error:  # of bytes that were read
         return DataError(
             f"{name} is no whole parquet file ({first_line(error)}). "
             "Fetch it again, or leave it out with --skip-bad-shards."
@@ -187,15 +200,23 @@ def _read_shard(fs: AbstractFileSystem, root: str, path: str, column: str) -> Sh
     row_groups = tuple(
         (g.num_rows, g.column(chunk).total_uncompressed_size) for g in groups if g.num_rows
     )
-    return Shard(path, row_groups, hashlib.sha256(footer).hexdigest())
+    return Shard(path, row_groups, hashlib.sha256(ending[:-8]).hexdigest())
 
 
-def _footer_bytes(file: BinaryIO) -> bytes:
-    """Read the raw footer: its length stands in the four bytes before the closing magic number."""
-    file.seek(-8, 2)
-    length = int.from_bytes(file.read(4), "little")
-    file.seek(-8 - length, 2)
-    return file.read(length)
+def _read_ending(fs: AbstractFileSystem, name: str) -> bytes:
+    """Read a parquet file's footer, its length, and the magic number that ends the file.
+
+    Reading comes before understanding, so that storage which fails is not taken for a bad shard.
+    """
+    with open_patiently(fs, fs._strip_protocol(name), READ_PATIENCE_SECONDS) as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 8))
+        ending: bytes = file.read(8)
+        if ending[4:] not in MAGIC:
+            return ending
+        length = min(int.from_bytes(ending[:4], "little"), size - 8)
+        file.seek(size - 8 - length)
+        return file.read(length) + ending
 
 
 def check_unchanged(saved: Manifest, address: str) -> Manifest:
@@ -205,6 +226,7 @@ def check_unchanged(saved: Manifest, address: str) -> Manifest:
 
     Raises:
         DataError: a shard is missing or has changed; the text names the first three.
+        StorageError: the storage cannot be read now.
     """
     fs, root, paths = find_shards(address)
     with ThreadPoolExecutor(FOOTER_READERS) as pool:

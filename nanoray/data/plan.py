@@ -14,16 +14,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec import AbstractFileSystem
 
 from nanoray.config import DataError
 from nanoray.data.conversations import CHAT_PACKINGS, pack_conversations
 from nanoray.data.manifest import Manifest, first_line
 from nanoray.data.packing import PACKING_VERSION, PackedUnit, Tokens, pack
+from nanoray.data.patient_file import open_patiently
 from nanoray.data.unit_cache import UnitCache
 from nanoray.storage import is_local, open_location
 from nanoray.text.tokenizer import Tokenizer
@@ -33,6 +36,9 @@ MIN_UNIT_SHARE = 4
 
 SAMPLE_UNITS, SAMPLE_BYTES = 64, 2**22
 """Most that is packed to see how many rows a unit gives."""
+
+READ_PATIENCE_SECONDS = 1800.0
+"""How long the storage of the text may fail; training waits for its data meanwhile."""
 
 READ_ROWS = 256
 """Documents that are read at once: a row group may be as large as a file."""
@@ -235,12 +241,13 @@ def read_documents(manifest: Manifest, unit: Unit) -> list[str]:
 
     Raises:
         DataError: the shard cannot be read.
+        StorageError: the storage cannot be read for longer than `READ_PATIENCE_SECONDS`.
     """
     shard = manifest.shards[unit.shard]
     address = f"{manifest.root}/{shard.path}"
     fs, path = open_location(address)
     try:
-        with fs.open(path) if not is_local(fs) else pa.memory_map(path) as source:
+        with _open(fs, path) as source:
             file = pq.ParquetFile(source)
             first = 0
             texts: list[bytes | None] = []
@@ -256,6 +263,13 @@ def read_documents(manifest: Manifest, unit: Unit) -> list[str]:
             "Fetch it again."
         ) from error
     return [text.decode("utf-8", "replace") for text in texts if text]
+
+
+def _open(fs: AbstractFileSystem, path: str) -> Any:  # Any: Arrow takes its own files and others
+    """Open a shard: mapped into memory where it is a local file, else read with patience."""
+    if is_local(fs):
+        return pa.memory_map(path)
+    return open_patiently(fs, path, READ_PATIENCE_SECONDS)
 
 
 def _read_rows(
