@@ -22,13 +22,14 @@ from evals.run import Crew, DisplacedError, choose_crew
 from evals.saved_results import read_reports
 from nanoray.cluster import connection
 from nanoray.config import InputError, to_json
-from nanoray.metrics import add_to_steps, read_metrics, start_wandb
+from nanoray.metrics import add_to_steps, read_metrics
 from nanoray.stages.finetune_config import FinetuneConfig
 from nanoray.stages.pretrain_config import PretrainConfig
 from nanoray.stages.training_job import TrainingJob
 from nanoray.storage import with_patience
 from nanoray.train.checkpoint_files import committed_steps
 from nanoray.train.checkpoint_name import SavedModel
+from nanoray.wandb_run import start_wandb
 
 logger = logging.getLogger(__name__)
 

@@ -122,7 +122,7 @@ class RunConfig:
     log_every: int = 10
     """Steps between two lines of progress where there is no terminal."""
     wandb_project: str | None = None
-    """Also log to this Weights & Biases project; offline where there is no API key."""
+    """Also log to this Weights & Biases project; offline without an API key, or an answer."""
     wandb_group: str | None = None
     """Group of runs in that project; by default none."""
     doctor: str = "auto"

@@ -6,9 +6,7 @@ back to the restored step and go on from there, so that each step stands in them
 
 import json
 import logging
-import netrc
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -218,44 +216,3 @@ class MetricsLogger:
         """Send the newest step, to which nothing is added any more, to Weights & Biases."""
         if self.wandb is not None and self.last is not self.restored_last:
             self.wandb.log(self.last, step=self.last["step"])
-
-
-def has_wandb_key() -> bool:
-    """Say whether `wandb login` has left a key, without asking anybody for one."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        hosts = netrc.netrc(os.environ.get("NETRC")).hosts
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return any(host.endswith("wandb.ai") for host in hosts)
-
-
-def start_wandb(
-    project: str,
-    folder: StageFolder,
-    config: dict[str, Any],  # Any: JSON
-    group: str | None = None,
-) -> WandbRun:
-    """Begin or continue the Weights & Biases run of a stage; offline where there is no API key.
-
-    The run's id is its name, so that a resumed run goes on in the same one.
-    """
-    import wandb  # slow to import, and only wanted here
-
-    mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
-    name = f"{folder.run.run}-{folder.name}"
-    local = folder.path() if is_local(folder.fs) else tempfile.mkdtemp(prefix="nanoray-wandb-")
-    run = wandb.init(
-        project=project,
-        group=group,
-        name=name,
-        id=name,
-        resume="allow",
-        mode=mode,  # type: ignore[arg-type]  # WANDB_MODE may be anything; wandb says so itself
-        dir=local,
-        config=config,
-        settings=wandb.Settings(silent=True, console="off"),
-    )
-    logger.info("logging to Weights & Biases %s, mode %s", name, mode)
-    return run

@@ -1,8 +1,5 @@
 import errno
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,20 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from nanoray import metrics
 from nanoray.metrics import MetricsLogger, StepLog, read_metrics
-from nanoray.storage import RunFolder, StageFolder, list_folder, open_location
-
-LOG_TO_WANDB = """
-import sys
-from nanoray.metrics import MetricsLogger, start_wandb
-from nanoray.storage import RunFolder
-
-folder = RunFolder(sys.argv[1], "demo").stage("pretrain")
-folder.write_config({"depth": 4})
-logger = MetricsLogger(folder, last_step=0, wandb=start_wandb("a-project", folder, {"depth": 4}))
-for step in (1, 2, 3):
-    logger.record({"step": step, "train/loss": 1 / step}, {"step": step})
-logger.close()
-"""
+from nanoray.storage import RunFolder, StageFolder, open_location
 
 
 class Receiver:
@@ -263,33 +247,6 @@ def test_weights_and_biases_does_not_get_the_restored_step_again(folder: StageFo
     resumed.close()
 
     assert receiver.received == [(2, {"step": 2})]
-
-
-def test_weights_and_biases_without_a_key_asks_nobody_and_stays_in_the_stage_folder(
-    tmp_path: Path,
-) -> None:
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB") and k != "NETRC"}
-    home = tmp_path / "home"
-    home.mkdir()
-
-    done = subprocess.run(
-        [sys.executable, "-c", LOG_TO_WANDB, str(tmp_path / "runs")],
-        env={**kept, "HOME": str(home)},
-        cwd=home,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-    fs, stage = open_location(str(tmp_path / "runs" / "demo" / "pretrain"))
-    assert (done.returncode, done.stdout) == (0, "")
-    assert "wandb" in list_folder(fs, stage)
-    assert "wandb" not in os.listdir(home)
-    offline = [name for name in list_folder(fs, f"{stage}/wandb") if name.startswith("offline-run")]
-    assert len(offline) == 1
-    assert steps_in(fs, f"{stage}/metrics.jsonl") == [1, 2, 3]
-    assert json.loads((tmp_path / "runs/demo/pretrain/config.json").read_text())["depth"] == 4
 
 
 class FullDisk:

@@ -21,7 +21,7 @@ from nanoray.data.feed import Actor
 from nanoray.data.plan import Cursor
 from nanoray.events import append_event, failure_history, read_events
 from nanoray.goodput import Account, open_account
-from nanoray.metrics import MetricsLogger, read_metrics, start_wandb
+from nanoray.metrics import MetricsLogger, read_metrics
 from nanoray.model.gpt import DTYPES, GPT, GPTConfig
 from nanoray.model.scaling import flops_per_token
 from nanoray.stages.samples import Samples, answer_questions, continue_texts
@@ -40,6 +40,7 @@ from nanoray.train.schedule import Schedule
 from nanoray.train.state import TrainState
 from nanoray.train.validation import Validation
 from nanoray.train.world import World
+from nanoray.wandb_run import start_wandb
 
 logger = logging.getLogger(__name__)
 

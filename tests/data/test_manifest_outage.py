@@ -93,5 +93,5 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(folder, mo
 
     monkeypatch.setattr(os, "scandir", fail)
 
-    with pytest.raises(StorageError, match="texts could not be reached .*Stale file handle"):
+    with pytest.raises(StorageError, match=r"texts could not be reached .*Stale file handle"):
         make_manifest(str(folder), "text")
