@@ -1,5 +1,6 @@
 """Token outputs to the choices of an answer, whole or in pieces."""
 
+import codecs
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +106,40 @@ def chat_logprobs(known: TokenLogprobs, tokenizer: Tokenizer) -> Json:
 
 
 @dataclass
+class TextPlaces:
+    """Follows the tokens of a text, to tell where in it each of them begins."""
+
+    place: int = 0
+    """How many characters are whole so far."""
+    decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")(errors="replace")
+    )
+
+    def add(self, token_bytes: bytes) -> int:
+        """Take the bytes of the next token; gives where it begins, or its character does."""
+        begun = self.decoder.getstate()[0]
+        if begun and not may_continue(begun, token_bytes[:1]):
+            self.end()
+        place = self.place
+        self.place += len(self.decoder.decode(token_bytes))
+        return place
+
+    def end(self) -> int:
+        """Take what no character goes on behind: a begun one becomes U+FFFD. Gives the place."""
+        self.place += len(self.decoder.decode(b"", final=True))
+        return self.place
+
+
+def may_continue(begun: bytes, byte: bytes) -> bool:
+    """Say whether a byte belongs to a character that has begun."""
+    try:
+        codecs.utf_8_decode(begun + byte, "strict", False)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@dataclass
 class CompletionLogprobs:
     """Log-probabilities of a plain completion: four lists of one length."""
 
@@ -113,14 +148,13 @@ class CompletionLogprobs:
     token_logprobs: list[float | None] = field(default_factory=list)
     top_logprobs: list[dict[str, float] | None] = field(default_factory=list)
     text_offset: list[int] = field(default_factory=list)
-    offset: int = 0
+    places: TextPlaces = field(default_factory=TextPlaces)
 
     def add(self, token: int, known: TokenLogprobs | None) -> None:
         """Add a token; nothing is known of the very first one."""
-        text = self.tokenizer.token_bytes(token).decode(errors="replace")
-        self.tokens.append(text)
-        self.text_offset.append(self.offset)
-        self.offset += len(text)
+        self.tokens.append(self.tokenizer.token_bytes(token).decode(errors="replace"))
+        in_text = self.tokenizer.decode_bytes([token])  # a special token is not in the text
+        self.text_offset.append(self.places.add(in_text) if in_text else self.places.end())
         if known is None:
             self.token_logprobs.append(None)
             self.top_logprobs.append(None)
@@ -131,6 +165,10 @@ class CompletionLogprobs:
             top.setdefault(self.tokenizer.token_bytes(other).decode(errors="replace"), logprob)
         self.token_logprobs.append(known.logprob)
         self.top_logprobs.append(top)
+
+    def cut(self, length: int) -> None:
+        """End at the end of the text, which leaves out a stop string and all behind it."""
+        self.text_offset = [min(place, length) for place in self.text_offset]
 
     def take(self) -> Json:
         """Give what was added since the last call."""

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 
 from nanoray.inference.sequence import TokenLogprobs, TokenOutput
+from nanoray.inference.text_stream import TextStream
 from nanoray.serve.answers import CompletionLogprobs, Json, Usage, finish_reason
 from nanoray.serve.backend import ServedModel
 from nanoray.serve.generation import Generations
@@ -38,6 +39,8 @@ class CompletionChoice:
             reason = finish_reason(output)
             self.finish_reason = reason if self.keeps_tokens else "length"
         self.text += added
+        if output.finish_reason is not None:
+            self.logprobs.cut(len(self.text))
         return added
 
     def _echo(self, output: TokenOutput) -> str:
@@ -51,7 +54,17 @@ class CompletionChoice:
             return self.prompt
         for token, each in zip(self.prompt, known, strict=False):
             self.logprobs.add(token, each)
-        return self.tokenizer.decode_bytes(self.prompt).decode(errors="replace")
+        self.logprobs.places.end()
+        return text_of(self.prompt, self.tokenizer)
+
+
+def text_of(ids: list[int], tokenizer: Tokenizer) -> str:
+    """Decode ids as an answer's tokens are: no character goes on behind a special token."""
+    stream, text = TextStream(), ""
+    for token in ids:
+        in_text = tokenizer.decode_bytes([token])
+        text += stream.add(in_text) if in_text else stream.finish()
+    return text + stream.finish()
 
 
 class CompletionAnswer:

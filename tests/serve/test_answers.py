@@ -1,10 +1,19 @@
 """Choices that grow by tokens."""
 
+import random
+
 import pytest
 
 from nanoray.inference.sequence import FinishReason, TokenLogprobs, TokenOutput
+from nanoray.inference.text_stream import TextStream
 from nanoray.inference.tools import Part
-from nanoray.serve.answers import ChatChoice, CompletionLogprobs, Usage, chat_logprobs
+from nanoray.serve.answers import (
+    ChatChoice,
+    CompletionLogprobs,
+    TextPlaces,
+    Usage,
+    chat_logprobs,
+)
 from nanoray.serve.errors import APIError
 from nanoray.serve.tool_events import ToolEvents
 from nanoray.text.tokenizer import Tokenizer
@@ -96,6 +105,48 @@ def test_logprobs_of_a_completion_are_four_lists_of_one_length() -> None:
         "text_offset": [0, 1],
     }
     assert known.take()["tokens"] == []
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "offsets"),
+    [
+        ([*"a🙂b".encode()], "a🙂b", [0, 1, 1, 1, 1, 2]),
+        ([65, TOKENIZER.bos_id, 66], "AB", [0, 1, 1]),
+        ([0xF0, 0x9F, 65], "\ufffdA", [0, 0, 1]),
+        ([0xF0, 0x9F, TOKENIZER.bos_id, 65], "\ufffdA", [0, 0, 1, 1]),
+        ([0xF0, 0x41, 0xE6, 0xBC, 0xA2, 0xFF, 66], "\ufffdA漢\ufffdB", [0, 1, 2, 2, 2, 3, 4]),
+        ([*"\ufffdx".encode()], "\ufffdx", [0, 0, 0, 1]),
+    ],
+)
+def test_offsets_are_places_in_the_text(tokens: list[int], text: str, offsets: list[int]) -> None:
+    known = CompletionLogprobs(TOKENIZER)
+    shown = TextStream()
+
+    for token in tokens:
+        known.add(token, None)
+    given = [
+        shown.add(bytes([token])) if token < TOKENIZER.bos_id else shown.finish()
+        for token in tokens
+    ]
+
+    assert "".join(given) + shown.finish() == text
+    assert known.take()["text_offset"] == offsets
+
+
+def test_places_follow_any_bytes_as_the_text_does() -> None:
+    draw = random.Random(0)
+    alphabet = [65, 0x80, 0x9F, 0x99, 0x82, 0xF0, 0xE6, 0xBC, 0xA2, 0xC3, 0xEF, 0xBF, 0xBD, 0xFF]
+    for _ in range(5_000):
+        content = bytes(draw.choices(alphabet, k=8))
+        places = TextPlaces()
+
+        starts = [places.add(bytes([byte])) for byte in content]
+
+        assert places.end() == len(content.decode(errors="replace"))
+        for at, start in enumerate(starts):  # from where a character begins, the rest is the rest
+            if at == 0 or start != starts[at - 1]:
+                rest = content[at:].decode(errors="replace")
+                assert content.decode(errors="replace")[start:] == rest
 
 
 def test_of_two_tokens_with_one_text_the_likelier_keeps_it() -> None:

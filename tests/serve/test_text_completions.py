@@ -66,6 +66,30 @@ def test_an_echo_of_ids_has_all_of_them_and_nothing_is_known_of_the_first() -> N
     assert logprobs["token_logprobs"] == [None, -0.65, -0.66, -1.22]
 
 
+def test_offsets_after_an_echo_are_places_in_the_whole_text() -> None:
+    prompt = [BOS, *"é".encode(), 0xF0]
+    echoed = choice(prompt, echo=True)
+
+    text = echoed.add(last_output(prompt))
+
+    assert text == "é\ufffdz"
+    assert echoed.logprobs.take()["text_offset"] == [0, 0, 0, 1, 2]
+
+
+def test_offsets_of_what_a_stop_string_cut_off_are_the_end_of_the_text() -> None:
+    stopped = choice("A", stop=["bc"])
+
+    for token, said in ((97, "a"), (98, ""), (99, "")):
+        reason = FinishReason.STOP if token == 99 else None
+        output = last_output([BOS, 65], scored=False)
+        stopped.add(
+            replace(output, token=token, text=said, logprobs=known(token), finish_reason=reason)
+        )
+
+    assert stopped.text == "a"
+    assert stopped.logprobs.take()["text_offset"] == [0, 1, 1]
+
+
 def test_an_echo_of_text_counts_its_own_tokens_only() -> None:
     echoed = choice("AB", echo=True)
 
