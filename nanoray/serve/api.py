@@ -239,7 +239,7 @@ class Api:
         """Decode ids; special tokens by their names."""
         body = await read_body(request, DetokenizeRequest, self.settings.most_body_bytes)
         tokenizer = (await self.model(body.model)).tokenizer
-        check_ids(body.tokens, tokenizer.vocab_size)
+        check_ids(body.tokens, tokenizer.vocab_size, "tokens")
         return json_response({"prompt": tokenizer.decode(body.tokens)})
 
     async def tokenizer_info(self) -> Response:
@@ -317,14 +317,14 @@ def prompt_ids(prompts: list[str | list[int]], tokenizer: Tokenizer) -> list[lis
         for prompt in prompts
     ]
     for each in ids:
-        check_ids(each, tokenizer.vocab_size)
+        if not each:
+            raise bad("prompt", "The prompt is empty. Give at least one token.")
+        check_ids(each, tokenizer.vocab_size, "prompt")
     return ids
 
 
-def check_ids(tokens: list[int], vocab_size: int) -> None:
-    """Refuse ids that the vocabulary does not have, and prompts without any."""
-    if not tokens:
-        raise bad("prompt", "The prompt is empty. Give at least one token.")
+def check_ids(tokens: list[int], vocab_size: int, param: str) -> None:
+    """Refuse ids that the vocabulary does not have; `param` is where they came from."""
     wrong = next((token for token in tokens if not 0 <= token < vocab_size), None)
     if wrong is not None:
-        raise bad("prompt", f"Token id {wrong} is not in the vocabulary of {vocab_size} ids.")
+        raise bad(param, f"Token id {wrong} is not in the vocabulary of {vocab_size} ids.")

@@ -319,10 +319,19 @@ def test_more_log_probabilities_than_can_be_written_at_once_are_refused(
 def test_text_goes_to_ids_and_back(server: LocalServer) -> None:
     for text in ("", "Grüße 漢字 🙂", "a\x00b", "<|bos|>"):
         tokens = server.post("/tokenize", {"prompt": text, "add_special_tokens": False}).json()
-        back = server.post("/detokenize", {"tokens": tokens["tokens"]}) if text else None
+        back = server.post("/detokenize", {"tokens": tokens["tokens"]})
 
         assert tokens["count"] == len(tokens["tokens"])
-        assert back is None or back.json()["prompt"] == text
+        assert (back.status_code, back.json()) == (200, {"prompt": text})
+
+
+def test_an_id_that_does_not_exist_is_named_with_its_field(server: LocalServer) -> None:
+    for path, param in (("/detokenize", "tokens"), ("/v1/completions", "prompt")):
+        answer = server.post(path, {param: [65, 512]})
+
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == param
+        assert "Token id 512" in answer.json()["error"]["message"]
 
 
 def test_the_tokenizer_describes_itself_as_lm_eval_asks_for(server: LocalServer) -> None:
