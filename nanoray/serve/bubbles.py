@@ -1,16 +1,16 @@
 """Answers as the bubbles of a chat page, and bubbles back to the messages of a request."""
 
-import re
 from typing import Any
 
-Json = dict[str, Any]  # Any: JSON
+from nanoray.serve.call_status import CallStatus
 
-CODE = re.compile(r"(```.*?(?:```|$)|`[^`\n]*`)", re.DOTALL)
-"""A block or a span of code in Markdown."""
+Json = dict[str, Any]  # Any: JSON
 
 TOOL_TITLE = "python: "
 ERROR_TITLE = "The server could not answer"
 NO_OUTPUT = "no result"
+WITHOUT_OUTPUT = (CallStatus.FAILED, CallStatus.UNFINISHED)
+"""Of a call that went so there may be no output."""
 
 
 def as_bubbles(content: str, tool_events: list[Json]) -> list[Json]:
@@ -19,36 +19,21 @@ def as_bubbles(content: str, tool_events: list[Json]) -> list[Json]:
     for event in tool_events:
         offset = event["offset"]
         bubbles.append(text_bubble(content[done:offset]))
-        title = TOOL_TITLE + event["input"]
         output = NO_OUTPUT if event["output"] is None else event["output"]
-        metadata = {"title": title, "id": event["id"], "status": "done"}
+        # To Gradio "done" means a closed block; how the call went is told beside its title.
+        metadata = {"title": TOOL_TITLE + event["input"], "id": event["id"], "status": "done"}
+        if event["status"] != CallStatus.DONE:
+            metadata["log"] = event["status"]
         bubbles.append({"role": "assistant", "content": output, "metadata": metadata})
         done = offset
     bubbles.append(text_bubble(content[done:]))
-    return [bubble for bubble in bubbles if bubble["content"]] or [text_bubble("")]
+    told = [bubble for bubble in bubbles if bubble["content"] or "metadata" in bubble]
+    return told or [text_bubble("")]
 
 
 def text_bubble(text: str) -> Json:
     """Give a text of the assistant."""
     return {"role": "assistant", "content": text}
-
-
-def show_html_as_text(text: str) -> str:
-    """Let Markdown show the tags of a text instead of obeying them; code stands as it is."""
-    return outside_of_code(text, "<", "&lt;")
-
-
-def text_of_shown(text: str) -> str:
-    """Undo `show_html_as_text`."""
-    return outside_of_code(text, "&lt;", "<")
-
-
-def outside_of_code(text: str, old: str, new: str) -> str:
-    """Replace something wherever Markdown does not show it as it stands."""
-    parts = CODE.split(text)
-    return "".join(
-        part if index % 2 else part.replace(old, new) for index, part in enumerate(parts)
-    )
 
 
 def error_bubble(problem: str) -> Json:
@@ -60,7 +45,8 @@ def as_messages(bubbles: list[Json], system: str = "") -> list[Json]:
     """Give the messages of a request: bubbles of one answer are one message again."""
     messages: list[Json] = [{"role": "system", "content": system}] if system.strip() else []
     for bubble in bubbles:
-        title = (bubble.get("metadata") or {}).get("title") or ""
+        metadata = bubble.get("metadata") or {}
+        title = metadata.get("title") or ""
         text = text_of(bubble.get("content"))
         if title == ERROR_TITLE:
             continue
@@ -71,10 +57,13 @@ def as_messages(bubbles: list[Json], system: str = "") -> list[Json]:
             messages.append({"role": "assistant", "content": "", "tool_events": []})
         answer = messages[-1]
         if title.startswith(TOOL_TITLE):
+            status = metadata.get("log") or CallStatus.DONE
+            is_missing = text == NO_OUTPUT and status in WITHOUT_OUTPUT
             answer["tool_events"].append(
                 {
                     "input": title.removeprefix(TOOL_TITLE),
-                    "output": None if text == NO_OUTPUT else text,
+                    "output": None if is_missing else text,
+                    "status": status,
                     "offset": len(answer["content"]),
                 }
             )

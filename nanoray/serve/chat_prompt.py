@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 from nanoray.config import InputError
+from nanoray.serve.call_status import CallStatus
 from nanoray.serve.protocol import bad
 from nanoray.text.chat import render_for_completion
 from nanoray.text.tokenizer import Tokenizer
@@ -88,8 +89,11 @@ def with_tool_parts(text: str, events: Any, place: str) -> list[dict[str, str]]:
         if isinstance(offset, bool) or not isinstance(offset, int) or offset < done:
             raise bad("messages", f"{place}.tool_events: offset must be a number, rising.")
         parts.append({"type": "text", "text": text[done:offset]})
-        parts.append({"type": "python", "text": code})
-        if output is not None:
+        is_cut = fields.get("status") == CallStatus.UNFINISHED
+        # What is cut off is not told as if it were whole: of 3000 the output may have come to 30.
+        if output is not None or not is_cut:
+            parts.append({"type": "python", "text": code})
+        if output is not None and not is_cut:
             parts.append({"type": "python_output", "text": output})
         done = offset
     parts.append({"type": "text", "text": text[done:]})

@@ -1,6 +1,7 @@
 """A chat in the terminal, over the same API as the page."""
 
 import asyncio
+import math
 import os
 from dataclasses import dataclass
 
@@ -8,7 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from nanoray.config import InputError, require_no_secret
-from nanoray.serve.bubbles import Json
+from nanoray.serve.bubbles import NO_OUTPUT, Json
+from nanoray.serve.call_status import CallStatus
 from nanoray.serve.chat_client import Answer, AnswerError, ChatClient
 from nanoray.serve.serve_config import api_keys
 
@@ -36,6 +38,25 @@ class ChatConfig:
 
     def __post_init__(self) -> None:
         require_no_secret(self.url)
+        checked_temperature(self.temperature)
+
+
+def checked_temperature(value: float) -> float:
+    """Give a temperature that can be asked for; whether it is too high the server says.
+
+    Raises:
+        InputError: it is no finite number.
+    """
+    if not math.isfinite(value):
+        raise InputError(f"The temperature must be a finite number, as 0.8, not {value}.")
+    return value
+
+
+def told(event: Json) -> str:
+    """Give a tool call as the terminal shows it."""
+    output = NO_OUTPUT if event["output"] is None else event["output"]
+    went = "" if event["status"] == CallStatus.DONE else f", {event['status']}"
+    return f"[{event['input']} = {output}{went}]"
 
 
 class Chat:
@@ -64,13 +85,12 @@ class Chat:
         try:
             async for answer in self.client.answer({**self.settings, "messages": system + asked}):
                 for event in answer.tool_events[num_events:]:
-                    call = escape(f"[{event['input']} = {event['output']}]")
-                    self.console.print(f"[dim]{call}[/dim]", end="")
+                    self.console.print(f"[dim]{escape(told(event))}[/dim]", end="")
                 self.console.print(escape(answer.content[printed:]), end="", highlight=False)
                 printed, num_events = len(answer.content), len(answer.tool_events)
         finally:
             self.console.print()
-            if answer.content:
+            if answer.content or answer.tool_events:
                 reply = {"role": "assistant", "content": answer.content}
                 self.messages = [*asked, {**reply, "tool_events": answer.tool_events}]
         if self.console.is_terminal:
@@ -89,7 +109,7 @@ class Chat:
             elif name == "system":
                 self.system = value
             elif name == "temperature":
-                self.settings["temperature"] = float(value)
+                self.settings["temperature"] = checked_temperature(float(value))
             elif name == "topk":
                 self.settings["top_k"] = int(value)
             else:

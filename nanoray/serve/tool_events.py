@@ -9,6 +9,7 @@ from typing import Any
 
 from nanoray.inference.sequence import TokenOutput
 from nanoray.inference.tools import Part
+from nanoray.serve.call_status import CallStatus
 from nanoray.text.tokenizer import Tokenizer
 
 
@@ -24,6 +25,17 @@ class Call:
     has_output: bool = False
     is_forced: bool = False
     """The output came from the calculator, not from the model."""
+    is_whole: bool = False
+    """The output has come to its end, or something else stands where it would have begun."""
+
+    @property
+    def status(self) -> CallStatus:
+        """How it went."""
+        if not self.is_closed or not self.is_whole:
+            return CallStatus.UNFINISHED
+        if not self.has_output:
+            return CallStatus.FAILED
+        return CallStatus.DONE if self.is_forced else CallStatus.UNVERIFIED
 
 
 @dataclass
@@ -44,7 +56,7 @@ class ToolEvents:
         """Take the next token, with the length of the text before it; gives what is over."""
         call, token = self.call, output.token
         if token == self.special["<|python_start|>"]:
-            ended = self.finish()
+            ended = self._finish_before(token)
             self.call = Call(offset)
             return ended
         if call is None:
@@ -58,8 +70,15 @@ class ToolEvents:
         elif output.part is Part.OUTPUT:
             call.output += self.tokenizer.decode_bytes([token])
         elif call.is_closed:
-            return self.finish()
+            return self._finish_before(token)
         return []
+
+    def _finish_before(self, token: int) -> list[dict[str, Any]]:  # Any: JSON
+        """Give the event of a call behind which something else stands."""
+        if self.call is not None:
+            ended = token == self.special["<|output_end|>"]
+            self.call.is_whole = ended or not self.call.has_output
+        return self.finish()
 
     def finish(self) -> list[dict[str, Any]]:  # Any: JSON
         """Give the event of the call that is under way, if any."""
@@ -67,14 +86,13 @@ class ToolEvents:
         if call is None:
             return []
         self.num_events += 1
-        status = "done" if call.is_forced else "unverified" if call.has_output else "failed"
         return [
             {
                 "id": f"{self.name}-{self.num_events}",
                 "name": "python",
                 "input": call.code.decode(errors="replace"),
                 "output": call.output.decode(errors="replace") if call.has_output else None,
-                "status": status if call.is_closed else "unfinished",
+                "status": call.status,
                 "offset": call.offset,
             }
         ]

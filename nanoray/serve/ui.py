@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import gradio as gr
@@ -13,14 +13,9 @@ from starlette.middleware import Middleware
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nanoray.serve.bubbles import (
-    as_bubbles,
-    as_messages,
-    error_bubble,
-    show_html_as_text,
-    text_of_shown,
-)
+from nanoray.serve.bubbles import as_bubbles, as_messages, error_bubble
 from nanoray.serve.chat_client import AnswerError, ChatClient
+from nanoray.serve.conversation import Bubbles, Conversation, ExactChatbot
 from nanoray.serve.page_requests import OnlyThePage
 
 PATH = "/chat"
@@ -30,6 +25,7 @@ MONO = ("ui-monospace", "Menlo", "Consolas", "monospace")
 CSS = """
 footer { display: none !important }
 #speed, #speed p { font-size: .85rem; color: var(--body-text-color-subdued); min-height: 1.2em }
+.user .prose p { white-space: pre-wrap }
 @media (max-width: 640px) { .gradio-container { padding: 8px !important } }
 """
 LABEL_JS = """
@@ -50,37 +46,6 @@ SECURITY_POLICY = (
     "object-src 'none'; base-uri 'self'; frame-ancestors 'self'"
 )
 """Gradio's page is made of inline scripts."""
-
-Bubbles = list[dict[str, Any]]  # Any: Gradio's messages
-
-
-def plain_chatbot(**options: Any) -> gr.Chatbot:  # Any: Gradio's options
-    """Build a conversation in which the tags of a text are shown, not obeyed: nothing is fetched.
-
-    The methods are replaced on the object: of a subclass Gradio writes an interface file beside the
-    source.
-    """
-    chatbot = gr.Chatbot(allow_tags=False, **options)
-    show, read = chatbot.postprocess, chatbot.preprocess
-    chatbot.postprocess = lambda value: show(with_texts(value, show_html_as_text))  # type: ignore[method-assign]
-    chatbot.preprocess = lambda payload: with_texts(read(payload), text_of_shown)  # type: ignore[method-assign]
-    return chatbot
-
-
-def with_texts(bubbles: Any, change: Callable[[str], str]) -> Any:  # Any: Gradio's messages
-    """Change the text of every message; all else stays as it is."""
-    changed = []
-    for bubble in bubbles or []:
-        if isinstance(bubble, dict) and isinstance(bubble.get("content"), str):
-            bubble = {**bubble, "content": change(bubble["content"])}
-        elif isinstance(bubble, dict) and isinstance(bubble.get("content"), list):
-            parts = [
-                {**part, "text": change(part["text"])} if "text" in part else part
-                for part in bubble["content"]
-            ]
-            bubble = {**bubble, "content": parts}
-        changed.append(bubble)
-    return changed
 
 
 class ChatPage:
@@ -147,10 +112,11 @@ class ChatPage:
         """Build the page with one conversation."""
         speed = gr.Markdown("", elem_id="speed", render=False)
         model = gr.Dropdown(self.models, value=self.models[0], label="Model", render=False)
-        gr.ChatInterface(
+        Conversation(
             self.respond,
-            chatbot=plain_chatbot(
+            chatbot=ExactChatbot(
                 label="Conversation",
+                allow_tags=False,
                 height="65vh",
                 buttons=["copy", "copy_all"],
                 group_consecutive_messages=True,
@@ -187,7 +153,7 @@ class ChatPage:
             ]
         with gr.Row():
             sides = [
-                plain_chatbot(label=label, height="55vh", buttons=["copy"])
+                ExactChatbot(label=label, height="55vh", buttons=["copy"], allow_tags=False)
                 for label in ("Left answer", "Right answer")
             ]
         message = gr.Textbox(label="Message to both", placeholder="Ask both", submit_btn=True)

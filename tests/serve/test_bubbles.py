@@ -4,19 +4,14 @@ from typing import Any
 
 import pytest
 
-from nanoray.serve.bubbles import (
-    as_bubbles,
-    as_messages,
-    error_bubble,
-    show_html_as_text,
-    text_of_shown,
-)
+from nanoray.serve.bubbles import as_bubbles, as_messages, error_bubble
 
 EVENT = {"id": "a-1", "input": "1+1", "output": "2", "offset": 3, "status": "done"}
 FAILED = {"id": "a-2", "input": "2**9", "output": None, "offset": 3, "status": "failed"}
+CUT = {"id": "a-3", "input": "50*60", "output": "30", "offset": 6, "status": "unfinished"}
 
 
-@pytest.mark.parametrize("events", [[], [EVENT], [EVENT, FAILED]])
+@pytest.mark.parametrize("events", [[], [EVENT], [EVENT, FAILED], [EVENT, CUT]])
 def test_bubbles_go_back_to_the_message_they_came_from(events: list[dict[str, Any]]) -> None:
     question = {"role": "user", "content": "Q"}
 
@@ -25,8 +20,8 @@ def test_bubbles_go_back_to_the_message_they_came_from(events: list[dict[str, An
 
     answer = back[1]
     assert answer["content"] == "abcdef"
-    assert [(e["input"], e["output"], e["offset"]) for e in answer["tool_events"]] == [
-        (e["input"], e["output"], e["offset"]) for e in events
+    assert answer["tool_events"] == [
+        {name: value for name, value in event.items() if name != "id"} for event in events
     ]
     assert [message["role"] for message in back] == ["user", "assistant", "user"]
 
@@ -37,6 +32,12 @@ def test_a_call_is_a_closed_block_between_the_texts() -> None:
     assert (before["content"], after["content"]) == ("abc", "def")
     assert call["content"] == "2"
     assert call["metadata"] == {"title": "python: 1+1", "id": "a-1", "status": "done"}
+
+
+def test_a_call_that_is_not_done_says_so_beside_its_title() -> None:
+    *_, call = as_bubbles("abcdef", [CUT])
+
+    assert (call["content"], call["metadata"]["log"]) == ("30", "unfinished")
 
 
 def test_errors_and_questions_without_answer_are_not_told_to_the_model() -> None:
@@ -56,17 +57,3 @@ def test_a_system_prompt_comes_first_and_an_empty_one_not_at_all() -> None:
 
 def test_an_answer_that_has_not_begun_is_an_empty_bubble() -> None:
     assert as_bubbles("", []) == [{"role": "assistant", "content": ""}]
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("a <img src=x> b", "a &lt;img src=x> b"),
-        ("`a<b` and c<d", "`a<b` and c&lt;d"),
-        ("```\na<b\n```\nc<d", "```\na<b\n```\nc&lt;d"),
-        ("```\nunfinished <", "```\nunfinished <"),
-    ],
-)
-def test_html_is_shown_as_text_and_code_as_it_stands(text: str, shown: str) -> None:
-    assert show_html_as_text(text) == shown
-    assert text_of_shown(shown) == text

@@ -39,6 +39,20 @@ def test_tool_events_become_the_parts_they_came_from() -> None:
     assert ids == render_for_completion([*trained, last], TOKENIZER)
 
 
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [("30", "A<|python_start|>50*60<|python_end|>"), (None, "A")],
+)
+def test_what_is_cut_off_is_not_told_as_if_it_were_whole(output: str | None, told: str) -> None:
+    event = {"input": "50*60", "output": output, "offset": 1, "status": "unfinished"}
+
+    ids = chat_prompt(
+        [USER, {"role": "assistant", "content": "A", "tool_events": [event]}, USER], TOKENIZER
+    )
+
+    assert f"<|assistant_start|>{told}<|assistant_end|>" in TOKENIZER.decode(ids)
+
+
 def test_long_conversations_are_not_cut() -> None:
     ids = chat_prompt([{"role": "user", "content": "x" * 5_000}], TOKENIZER)
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import io
+import json
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from nanoray.config import InputError
 from nanoray.serve.chat_client import AnswerError, ChatClient
 from nanoray.serve.terminal import Chat, ChatConfig
 from tests.chat_run import EMOJI, WEATHER
+from tests.http_server import serving
 from tests.serve.server import LocalServer
 
 JOB = Path(__file__).parents[2] / "jobs" / "chat.py"
@@ -41,6 +44,42 @@ def test_a_tool_call_is_shown_where_it_happened(server: LocalServer) -> None:
     assert text.getvalue() == "Let me see. [12*(3+4) = 84]It is 84.\n"
 
 
+def test_an_answer_that_is_cut_off_in_a_call_is_kept_as_what_it_is(server: LocalServer) -> None:
+    kept = []
+    for most in range(1, 24):
+        chat, text = make_chat(server.url, max_tokens=most)
+        asyncio.run(chat.ask("What is 12*(3+4)?"))
+        for event in chat.messages[1]["tool_events"] if chat.messages else []:
+            whole = event["output"] == "84" and event["status"] == "done"
+            assert whole or event["status"] == "unfinished"
+            assert whole or ", unfinished]" in text.getvalue()
+            kept.append(event["output"])
+
+    assert kept[-1] == "84"
+    assert "8" in kept
+
+
+def test_an_answer_that_is_a_call_alone_is_kept() -> None:
+    event = {"id": "a", "input": "1+1", "output": "2", "offset": 0, "status": "done"}
+    choice = {"delta": {"tool_events": [event]}, "finish_reason": "length"}
+
+    class OneCall(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            chunk = json.dumps({"choices": [choice]})
+            self.wfile.write(f"data: {chunk}\n\ndata: [DONE]\n\n".encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with serving(OneCall) as url:
+        chat, text = make_chat(url)
+        asyncio.run(chat.ask("one and one?"))
+
+    assert text.getvalue() == "[1+1 = 2]\n"
+    assert chat.messages[1] == {"role": "assistant", "content": "", "tool_events": [event]}
+
+
 def test_a_question_without_answer_is_not_kept() -> None:
     chat, _ = make_chat("http://127.0.0.1:9")
 
@@ -63,13 +102,24 @@ def test_commands_change_what_is_asked() -> None:
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [("/temperature hot", "needs a number, not 'hot'"), ("/what", "/clear begins")],
+    [
+        ("/temperature hot", "needs a number, not 'hot'"),
+        ("/temperature nan", "must be a finite number, as 0.8, not nan"),
+        ("/temperature -inf", "must be a finite number, as 0.8, not -inf"),
+        ("/what", "/clear begins"),
+    ],
 )
 def test_commands_that_say_nothing_are_explained(line: str, said: str) -> None:
     chat, _ = make_chat("http://127.0.0.1:9")
 
     with pytest.raises(InputError, match=said):
         chat.command(line)
+    assert chat.settings["temperature"] == 0
+
+
+def test_a_temperature_that_is_no_number_is_refused_at_the_start() -> None:
+    with pytest.raises(InputError, match="not nan"):
+        ChatConfig(temperature=float("nan"))
 
 
 def run_job(*arguments: str, say: str = "") -> subprocess.CompletedProcess[str]:

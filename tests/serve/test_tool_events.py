@@ -39,7 +39,11 @@ PYTHON = ("<python_start>", "1+1", "<python_end>")
         ((*PYTHON, "<output_start>", "2", "<output_end>", "B"), True, "2", "done"),
         ((*PYTHON, "<output_start>", "3", "<output_end>", "B"), False, "3", "unverified"),
         ((*PYTHON, "B"), True, None, "failed"),
-        (PYTHON, True, None, "failed"),
+        ((*PYTHON, "<assistant_end>"), True, None, "failed"),
+        (PYTHON, True, None, "unfinished"),  # nobody knows: the answer ended before the output
+        ((*PYTHON, "<output_start>", "30"), True, "30", "unfinished"),
+        ((*PYTHON, "<output_start>", "30"), False, "30", "unfinished"),
+        ((*PYTHON, "<output_start>", "2", "<output_end>"), True, "2", "done"),
         (PYTHON[:2], True, None, "unfinished"),
     ],
 )
@@ -63,6 +67,7 @@ def test_every_call_of_an_answer_is_told() -> None:
 
     assert [event["id"] for event in events] == ["answer-1", "answer-2", "answer-3"]
     assert [event["offset"] for event in events] == [0, 1, 1]
+    assert [event["status"] for event in events] == ["done", "failed", "unfinished"]
 
 
 def test_an_answer_without_calls_has_no_events() -> None:
