@@ -36,6 +36,21 @@ class RunStoppedError(RunFailedError):
     """A run that has saved and stopped because it was asked to; the text says why."""
 
 
+class RunReplacedError(RunFailedError):
+    """A start of a run that another one has taken the run from, and that must not take it back."""
+
+    def __init__(self, run: str, own: int, newest: int, driver: str) -> None:
+        super().__init__(run, own, newest, driver)
+        self.run, self.own, self.newest, self.driver = run, own, newest, driver
+
+    def __str__(self) -> str:
+        return (
+            f"{self.run}: attempt {self.newest} has replaced attempt {self.own}, which saves "
+            f"nothing any more. It belongs to {self.driver or 'another start'} and goes on with "
+            "the run: give this command again only when that one has ended."
+        )
+
+
 class DataError(InputError):
     """Training data that cannot be used."""
 
@@ -277,8 +292,9 @@ def continue_config(saved: Config, asked: Config) -> Config:
 def run_job(cls: Any, job: Callable[[Any], object]) -> None:  # Any: a dataclass or a union of them
     """Parse the command line into `cls`, call the job, and print what it returns.
 
-    Wrong input ends the process with one sentence and exit code 2, a run that failed with code 1,
-    Ctrl-C with code 130.
+    Wrong input ends the process with one sentence and exit code 2, and so does a run that another
+    start has taken over: neither is to be tried again. A run that failed ends with code 1, Ctrl-C
+    with code 130.
     """
     import tyro  # only command lines need it, and a bare GPU machine may lack it
 
@@ -293,7 +309,7 @@ def run_job(cls: Any, job: Callable[[Any], object]) -> None:  # Any: a dataclass
     except (InputError, RunFailedError) as error:
         kind = "stopped" if isinstance(error, RunStoppedError) else "error"
         print(without_secrets(f"{kind}: {error}"), file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+        sys.exit(2 if isinstance(error, (InputError, RunReplacedError)) else 1)
     except BrokenPipeError:  # `--help | head`
         sys.exit(141)
     except Exception:  # a fault of ours, whose text may hold what a library knows of an address

@@ -18,7 +18,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from nanoray.config import FORMAT_VERSION, StorageError, require_no_secret
+from nanoray.config import FORMAT_VERSION, RunReplacedError, StorageError, require_no_secret
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,9 @@ EXTRAS = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "a
 
 START_FILE = "start.json"
 """In the folder of a stage that comes after another one: what it started from."""
+
+SAVED_FILE = "saved.json"
+"""In the folder of a stage that has committed a step: the newest one."""
 
 STORAGE_CLIENTS = {"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "requests", "azure"}
 """Packages whose own errors, which are no OSErrors, come through fsspec."""
@@ -220,16 +223,45 @@ class RunFolder:
         """Read run.json: the attempt number and the stages done; empty before the first attempt."""
         return read_json(self.fs, self.path("run.json")) or {}
 
-    def begin_attempt(self, stage: str, step: int, **facts: int) -> int:
-        """Number a new attempt and record what its workers start with; gives the attempt number.
+    def begin_attempt(self, stage: str, driver: str = "", *, after: int = 0) -> int:
+        """Number a new attempt; gives the number.
 
-        A group of workers with an older number was cut off, and may not commit any more.
+        A group of workers with an older number was cut off, and may not commit any more. So this
+        comes before anybody looks for the step from which the new one starts.
+
+        Args:
+            stage: that it trains.
+            driver: who begins it. The first attempt of a driver takes the run from whoever had it.
+            after: the newest attempt of the same driver, if it has begun one.
+
+        Raises:
+            RunReplacedError: another driver has begun one since.
         """
         state = self.read_state()
-        attempt = int(state.get("attempt", 0)) + 1
-        state.update(attempt=attempt, stage=stage, start_step=step, **facts)
+        newest = int(state.get("attempt", 0))
+        if after and state.get("driver") != driver:
+            raise RunReplacedError(str(self), after, newest, state.get("driver", ""))
+        if state.get("stage") != stage:
+            state.update(stage=stage, start_step=0)
+        state.update(attempt=newest + 1, driver=driver)
         write_json(self.fs, self.path("run.json"), state)
-        return attempt
+        return newest + 1
+
+    def record_start(self, attempt: int, step: int) -> None:
+        """Record from which step an attempt starts.
+
+        Raises:
+            RunReplacedError: there is a newer one.
+        """
+        self.check_attempt(attempt)
+        write_json(self.fs, self.path("run.json"), {**self.read_state(), "start_step": step})
+
+    def check_attempt(self, attempt: int) -> None:
+        """Raise a `RunReplacedError` if there is a newer attempt than this one."""
+        state = self.read_state()
+        newest = int(state.get("attempt", 0))
+        if newest > attempt:
+            raise RunReplacedError(str(self), attempt, newest, state.get("driver", ""))
 
     def mark_done(self, stage: str) -> None:
         """Record that a stage is finished."""
@@ -306,14 +338,22 @@ class StageFolder:
     def check_present(self) -> None:
         """Raise an OSError if the folder of a stage that has begun cannot be seen.
 
-        On storage that is away, a run with checkpoints looks like one that has none.
+        On storage that is away, a run with checkpoints looks like one that has none. What was
+        moved aside, damaged or rolled back, stays in the folder of the checkpoints.
         """
         if self.read_config() is None:
             raise FileNotFoundError(f"{self.path('config.json')} is not there")
         begun = self.run.read_state()
         had_steps = begun.get("stage") == self.name and begun.get("start_step", 0)
-        if had_steps and not self.fs.isdir(self.path("checkpoints")):
-            raise FileNotFoundError(f"{self.path('checkpoints')} is not there")
+        has_saved = had_steps or read_json(self.fs, self.path(SAVED_FILE)) is not None
+        if has_saved and not list_folder(self.fs, self.path("checkpoints")):
+            raise FileNotFoundError(
+                f"{self.path('checkpoints')} is not there, or empty; --fresh begins anew"
+            )
+
+    def note_saved(self, step: int) -> None:
+        """Keep that a step was committed, where it is seen also if the checkpoints are not."""
+        write_json(self.fs, self.path(SAVED_FILE), {"step": step})
 
     def write_config(self, config: dict[str, Any]) -> None:  # Any: JSON
         """Keep the config that the stage runs with."""

@@ -16,7 +16,7 @@ def save_model(
     """Write a model with its tokenizer, with the same weights at each of the steps."""
     save_tokenizer(tokenizer, folder.run.tokenizer_address)
     facts = {"tokenizer_hash": tokenizer.hash, "model": model.config.to_json()}
-    attempt = folder.run.begin_attempt(folder.name, 0)
+    attempt = folder.run.begin_attempt(folder.name)
     checkpointer = Checkpointer(
         folder, LocalWorld(), attempt=attempt, facts=facts, policy=SavePolicy(keep_last=9)
     )

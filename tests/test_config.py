@@ -23,7 +23,7 @@ JOB = '''
 import logging, os, signal, time
 from dataclasses import dataclass
 
-from nanoray.config import InputError, RunConfig, run_job
+from nanoray.config import InputError, RunConfig, RunReplacedError, run_job
 
 @dataclass(frozen=True, kw_only=True)
 class TinyConfig(RunConfig):
@@ -37,6 +37,8 @@ class TinyConfig(RunConfig):
 def job(config):
     if config.ending == "wrong":
         raise InputError(f"--depth {config.depth} is odd. Give an even one.")
+    if config.ending == "replaced":
+        raise RunReplacedError("/s/r", 1, 2, "process 7 on b")
     if config.ending == "interrupted":
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(30)
@@ -281,3 +283,13 @@ def test_a_fault_of_ours_is_told_without_the_secrets_in_its_text(tmp_path: Path)
 def test_what_is_not_a_number_is_refused(field: str) -> None:
     with pytest.raises(InputError, match=field.replace("_", "-")):
         TinyConfig(**dict[str, Any]({field: float("nan")}))
+
+
+def test_a_run_that_another_start_has_taken_over_ends_as_what_is_not_to_be_tried_again(
+    job: Path,
+) -> None:
+    done = run(job, "--ending", "replaced")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: /s/r: attempt 2 has replaced attempt 1, which saves ")
+    assert done.stderr.count("\n") == 1

@@ -13,7 +13,7 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
-from nanoray.config import FORMAT_VERSION, StorageError
+from nanoray.config import FORMAT_VERSION, RunReplacedError, StorageError
 from nanoray.storage import (
     RunFolder,
     list_folder,
@@ -175,13 +175,37 @@ def test_a_file_that_another_process_wrote_is_listed(tmp_path: Path) -> None:
 
 
 def test_attempts_increase_and_say_where_they_start(storage: str) -> None:
-    RunFolder(storage, "demo").begin_attempt("pretrain", 0)
+    first = RunFolder(storage, "demo").begin_attempt("pretrain")
+    RunFolder(storage, "demo").record_start(first, 300)
 
-    second = RunFolder(storage, "demo").begin_attempt("pretrain", 300)
+    second = RunFolder(storage, "demo").begin_attempt("pretrain")
 
     state = RunFolder(storage, "demo").read_state()
     assert second == 2
     assert (state["attempt"], state["stage"], state["start_step"]) == (2, "pretrain", 300)
+    with pytest.raises(RunReplacedError, match="attempt 2 has replaced attempt 1"):
+        RunFolder(storage, "demo").record_start(first, 400)
+    RunFolder(storage, "demo").begin_attempt("sft")
+    assert RunFolder(storage, "demo").read_state()["start_step"] == 0, "of another stage"
+
+
+def test_a_driver_takes_a_run_over_and_does_not_take_it_back(storage: str) -> None:
+    run = RunFolder(storage, "demo")
+    attempts = [run.begin_attempt("pretrain", "process 1 on a")]
+    attempts.append(run.begin_attempt("pretrain", "process 1 on a", after=attempts[-1]))
+    attempts.append(run.begin_attempt("pretrain", "process 2 on b"))
+
+    with pytest.raises(RunReplacedError) as raised:
+        run.begin_attempt("pretrain", "process 1 on a", after=attempts[1])
+
+    assert attempts == [1, 2, 3]
+    assert str(raised.value) == (
+        f"{run}: attempt 3 has replaced attempt 2, which saves nothing any more. It belongs to "
+        "process 2 on b and goes on with the run: give this command again only when that one has "
+        "ended."
+    )
+    assert run.read_state()["attempt"] == 3
+    assert run.begin_attempt("pretrain", "process 2 on b", after=3) == 4
 
 
 def test_stages_are_done_once_and_can_begin_anew(storage: str) -> None:

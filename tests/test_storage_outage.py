@@ -55,13 +55,30 @@ def test_a_stage_whose_files_are_away_is_not_taken_for_a_new_one(tmp_path):
         folder.check_present()
 
     folder.write_config({})
-    run.begin_attempt("pretrain", 0)
+    run.begin_attempt("pretrain")
     folder.check_present()
-    run.begin_attempt("pretrain", 20)
+    run.record_start(run.begin_attempt("pretrain"), 20)
     with pytest.raises(FileNotFoundError, match="checkpoints is not there"):
         folder.check_present()
     run.forget_stage("pretrain")
     folder.check_present()
+
+
+def test_a_stage_that_has_saved_in_its_first_attempt_is_not_taken_for_a_new_one_either(tmp_path):
+    run = RunFolder(str(tmp_path), "r")
+    folder = run.stage("pretrain")
+    folder.write_config({})
+    run.record_start(run.begin_attempt("pretrain"), 0)
+    (tmp_path / "r/pretrain/checkpoints/damaged").mkdir(parents=True)
+    folder.note_saved(1000)
+    folder.check_present()  # the only one was damaged: that is no outage
+
+    (tmp_path / "r/pretrain/checkpoints/damaged").rmdir()  # what is under a mount that is away
+    with pytest.raises(FileNotFoundError, match="checkpoints is not there, or empty"):
+        folder.check_present()
+    (tmp_path / "r/pretrain/checkpoints").rmdir()
+    with pytest.raises(FileNotFoundError, match="checkpoints is not there, or empty"):
+        folder.check_present()
 
 
 def test_the_end_of_a_job_is_recorded_as_soon_as_its_full_disk_has_room_again(small_disk, no_pause):

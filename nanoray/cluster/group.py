@@ -29,16 +29,23 @@ from nanoray.cluster.gauges import FailureGauge, RunGauges
 from nanoray.cluster.growth import NEVER_SECONDS, Growth
 from nanoray.cluster.inspection import allow_inspection
 from nanoray.cluster.leaving import Leaving
-from nanoray.cluster.monitor import Pulse, forward_logs, start_monitor
+from nanoray.cluster.monitor import Pulse, Start, forward_logs, start_monitor
 from nanoray.cluster.network import NodeNetworkConfig
 from nanoray.cluster.pending import Pending
 from nanoray.cluster.placement import packing
-from nanoray.cluster.recovery import Decision, Failure, RetryBudget, describe_failure, of_group
+from nanoray.cluster.recovery import (
+    Cause,
+    Decision,
+    Failure,
+    RetryBudget,
+    describe_failure,
+    of_group,
+)
 from nanoray.cluster.reservations import TRAIN_PREFIX, Reservations, refresh
 from nanoray.cluster.turns import Turn
 from nanoray.cluster.watch import watch
 from nanoray.cluster.watchdog import Watchdog
-from nanoray.config import InputError, RunFailedError, RunStoppedError
+from nanoray.config import InputError, RunFailedError, RunReplacedError, RunStoppedError
 from nanoray.data.feed import Actor
 from nanoray.progress import RunDisplay
 from nanoray.storage import RunFolder, is_local
@@ -68,12 +75,15 @@ class RayWorld:
         if self.rank == 0:
             run = get_train_context().train_run_context
             monitor.name_reservation.remote(f"{TRAIN_PREFIX}{run.run_id}")
-        self._pulse = Pulse(monitor, self.rank)
+        start = ray.get(monitor.newest_start.remote())
+        assert start is not None, "`begin` comes before the workers"
+        self.start: Start = start
+        self._pulse = Pulse(monitor, start.attempt, self.rank)
 
     def report(self, step: int, values: dict[str, Any]) -> None:  # Any: JSON
         """Tell the driver what the step did, and the readers how far it has come."""
         self.pacer.consume.remote(values["data/position"], values["data/row"])
-        self.monitor.step.remote(values)
+        self.monitor.step.remote(self.start.attempt, values)
 
     def beat(self, doing: str, *, is_step: bool = False) -> None:
         """Tell the watchdog that this rank lives, and what it does."""
@@ -95,9 +105,11 @@ class Group:
     """Of the run, for its metrics."""
     worker: Callable[[RayWorld, DataIterator], object]
     """Called in every worker with its part of the stream; what rank 0 returns is the result."""
-    begin: Callable[[int], Dataset]
-    """Called before every start with the rows per forward pass: decides where to resume, and gives
-    the stream from there."""
+    take_attempt: Callable[[str, int], int]
+    """Called before every start with who starts it, and the number of the attempt before it in this
+    start of the run, 0 for the first: gives the number of the attempt."""
+    begin: Callable[[int], tuple[int, Dataset]]
+    """Called after that with the attempt: gives the step from which it goes on, and the stream."""
     newest_step: Callable[[], int]
     """Gives the newest checkpoint, 0 before there is one."""
     record: Callable[[Failure, Decision], None]
@@ -119,6 +131,7 @@ def run_on_workers(group: Group, folder: RunFolder, display: RunDisplay) -> obje
     Raises:
         InputError: what a worker or `begin` raised as such; it is not tried again.
         RunFailedError: a retry budget is used up.
+        RunReplacedError: another start of the run has taken it over.
         KeyboardInterrupt: Ctrl-C; the workers are stopped.
     """
     with contextlib.closing(display), in_turn(Turn(str(folder), group.resources), display) as turn:
@@ -194,11 +207,11 @@ def make_trainer(
             storage_filesystem=None
             if is_local(folder.fs)
             else PyFileSystem(FSSpecHandler(folder.fs)),
-            # Any number: which failures are tried again is decided in `begin`.
+            # Any number: which failures are tried again is decided in `Starts.begin`.
             failure_config=FailureConfig(max_failures=-1),
             callbacks=[news],
         ),
-        datasets={"train": _begin_function(group, monitor, folder.run)},
+        datasets={"train": Starts(group, monitor, folder.run).begin},
         dataset_config=DataConfig(
             execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
         ),
@@ -219,7 +232,7 @@ class FailureNews(ray.train.UserCallback):
         """Note the error of each rank; one that could tell itself has done so."""
         for rank, error in worker_exceptions.items():
             failure = describe_failure(error, rank)
-            ray.get(self.monitor.fail.remote(failure, first_hand=False))
+            ray.get(self.monitor.fail.remote(None, failure, first_hand=False))
         if self.is_elastic:  # it starts again with as many workers as there is room for
             wait_for_verdict({beat.node for beat in ray.get(self.monitor.silences.remote())})
             refresh()
@@ -256,50 +269,74 @@ def _worker_function(group: Group, monitor: Actor) -> Callable[[], object]:
         try:
             result = group.worker(world, ray.train.get_dataset_shard("train"))
         except Exception as error:
-            failure = describe_failure(error, world.rank)
-            ray.get(monitor.fail.remote(failure, first_hand=True))
-            if isinstance(error, InputError):
-                ray.get(monitor.finish.remote(error))
+            failure, attempt = describe_failure(error, world.rank), world.start.attempt
+            ray.get(monitor.fail.remote(attempt, failure, first_hand=True))
+            if isinstance(error, InputError | RunReplacedError):
+                ray.get(monitor.finish.remote(attempt, error))
             raise
-        ray.get(monitor.leave.remote(world.rank))
+        ray.get(monitor.leave.remote(world.start.attempt, world.rank))
         return result
 
     return run
 
 
-def _begin_function(group: Group, monitor: Actor, run: str) -> Callable[[], Dataset]:
-    """Wrap `begin`, which runs in Ray Train's controller: it decides on every start.
+class Starts:
+    """Decides on every start of a group, in Ray Train's controller."""
 
-    An error in here ends the run, whatever Ray's own budgets say.
-    """
-    budget = RetryBudget(group.max_restarts, group.device_batch_size)
-    counted = FailureGauge(run, group.stage)
+    def __init__(self, group: Group, monitor: Actor, run: str) -> None:
+        self.group, self.monitor = group, monitor
+        self.budget = RetryBudget(group.max_restarts, group.device_batch_size)
+        self.counted = FailureGauge(run, group.stage)
+        self.driver, self.attempt = name_of_driver(), 0
 
-    def begin() -> Dataset:
-        forward_logs(monitor)
+    def begin(self) -> Dataset:
+        """Give the stream of the next group, if there is to be one.
+
+        An error in here ends the run, whatever Ray's own budgets say.
+        """
+        forward_logs(self.monitor)
         try:
-            failures = ray.get(monitor.begin_start.remote())
-            why = ray.get(monitor.reason_to_stop.remote())
+            failures = ray.get(self.monitor.begin_start.remote())
+            why = ray.get(self.monitor.reason_to_stop.remote())
             if failures and why:
-                raise RunStoppedError(
-                    f"{why}. Step {group.newest_step()} is saved; the same command goes on from it."
-                )
-            if failures:
-                failure = of_group(failures)
-                decision = budget.decide(failure, group.newest_step())
-                logger.warning("%s", decision.line)
-                counted.count(failure.cause.value)
-                group.record(failure, decision)
-                if not decision.again:
-                    raise ray.get(monitor.finished.remote()) or RunFailedError(
-                        f"{decision.line}.\n{failure.details}"
-                    )
-            return group.begin(budget.device_batch_size)
+                saved = f"Step {self.group.newest_step()} is saved"
+                raise RunStoppedError(f"{why}. {saved}; the same command goes on from it.")
+            self._take_attempt(of_group(failures) if failures else None)
+            step, dataset = self.group.begin(self.attempt)
+            start = Start(self.attempt, step, self.budget.device_batch_size)
+            ray.get(self.monitor.begin_group.remote(start))
+            return dataset
         except (InputError, RunFailedError) as error:
-            ray.get(monitor.finish.remote(error))
+            ray.get(self.monitor.finish.remote(None, error))
             raise
 
-    return begin
+    def _take_attempt(self, failure: Failure | None) -> None:
+        """Number the next attempt, unless it was decided after a failure that there is none.
+
+        A failure is recorded only after that, because a run that another start has taken over is
+        not ours to write to.
+        """
+        decision = None
+        if failure is not None:
+            decision = self.budget.decide(failure, self.group.newest_step())
+            logger.warning("%s", decision.line)
+            self.counted.count(failure.cause.value)
+        if decision is None or decision.again:
+            self.attempt = self.group.take_attempt(self.driver, self.attempt)
+        if failure is None or decision is None:
+            return
+        if failure.cause is not Cause.REPLACED:
+            self.group.record(failure, decision)
+        if not decision.again:
+            raise ray.get(self.monitor.finished.remote()) or RunFailedError(
+                f"{decision.line}.\n{failure.details}"
+            )
+
+
+def name_of_driver() -> str:
+    """Name this start of a run, for whoever finds that it has taken the run from him."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    return f"process {os.getpid()} on {socket.gethostname()} since {since}"
 
 
 def _cause(

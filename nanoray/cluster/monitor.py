@@ -22,10 +22,22 @@ BEAT_SECONDS = 1.0
 """A worker tells that it lives this often at most."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a group of workers begins with."""
+
+    attempt: int
+    """Counts the groups of a run; one with an older number was cut off."""
+    step: int
+    device_batch_size: int
+    """Rows per forward pass."""
+
+
 @dataclass
 class Beat:
     """The newest sign of life of one rank."""
 
+    attempt: int
     rank: int
     pid: int
     born: float
@@ -41,7 +53,11 @@ class Beat:
 
 
 class Monitor:
-    """An actor on the driver's node, to which workers and controller send their news."""
+    """An actor on the driver's node, to which workers and controller send their news.
+
+    Workers that were cut off and come back send theirs late: what an earlier attempt says of itself
+    says nothing about the group that is there, and is dropped.
+    """
 
     def __init__(self) -> None:
         self.steps: list[dict[str, Any]] = []  # Any: JSON
@@ -52,6 +68,8 @@ class Monitor:
         self.wish = Wish.NONE
         self.why_stop = self.reserved_as = ""
         self.has_started = False
+        self.start: Start | None = None
+        """Of the group that is there; None between two."""
         self.leaving_told = self.save_is_wanted = False
 
     def node(self) -> str:
@@ -67,9 +85,10 @@ class Monitor:
         """Give that name; empty before a worker has started."""
         return self.reserved_as
 
-    def step(self, values: dict[str, Any]) -> None:  # Any: JSON
+    def step(self, attempt: int, values: dict[str, Any]) -> None:  # Any: JSON
         """Note what a step did."""
-        self.steps.append(values)
+        if self._is_there(attempt):
+            self.steps.append(values)
 
     def log(self, line: str) -> None:
         """Note a line for the driver's log."""
@@ -82,6 +101,8 @@ class Monitor:
 
     def beat(self, beat: Beat) -> Wish:
         """Note a sign of life; says what the group should do."""
+        if not self._is_there(beat.attempt):
+            return Wish.NONE
         self.beats[beat.rank] = (time.monotonic(), beat)
         if self.wish is Wish.NONE and beat.rank == 0 and self.save_is_wanted:
             self.save_is_wanted = False
@@ -109,9 +130,10 @@ class Monitor:
         """Give the reason for which the run shall stop; empty where it shall not."""
         return self.why_stop
 
-    def leave(self, rank: int) -> None:
+    def leave(self, attempt: int, rank: int) -> None:
         """Note that a rank has done its work, and need not be heard of again."""
-        self.beats.pop(rank, None)
+        if self._is_there(attempt):
+            self.beats.pop(rank, None)
 
     def silences(self) -> list[Beat]:
         """Give each rank's newest sign of life, with its age."""
@@ -124,15 +146,24 @@ class Monitor:
         """Give them as long as no rank has failed: after that Ray ends the group anyway."""
         return [] if self.failures else self.silences()
 
-    def fail(self, failure: Failure, *, first_hand: bool) -> None:
-        """Note why a rank ended: what it told itself holds over what Ray and watchdogs say."""
+    def fail(self, attempt: int | None, failure: Failure, *, first_hand: bool) -> None:
+        """Note why a rank ended: what it told itself holds over what Ray and watchdogs say.
+
+        Ray's controller names no attempt, because it speaks of the group that is there.
+        """
+        if attempt is not None and not self._is_there(attempt):
+            return
         known = failure.rank in self.failures
         if not known or (first_hand and failure.cause is not Cause.HANG):
             self.failures[failure.rank] = failure
 
     def begin_start(self) -> list[Failure]:
-        """Forget the workers of the last start; gives why they ended, empty at the first start."""
+        """Forget the workers of the last start; gives why they ended, empty at the first start.
+
+        From here until `begin_group` nobody is listened to.
+        """
         failures, self.failures, self.beats = list(self.failures.values()), {}, {}
+        self.start = None
         if self.wish is Wish.GROW:
             self.wish = Wish.NONE
         if self.has_started and not failures:
@@ -143,13 +174,26 @@ class Monitor:
         self.leaving_told = self.save_is_wanted = False
         return failures
 
+    def begin_group(self, start: Start) -> None:
+        """Note what the next group begins with: from here on it is listened to."""
+        self.start = start
+
+    def newest_start(self) -> Start | None:
+        """Give what the group that is there begins with."""
+        return self.start
+
+    def _is_there(self, attempt: int) -> bool:
+        """Say whether an attempt is that of the group that is there."""
+        return self.start is not None and self.start.attempt == attempt
+
     def holds_workers(self) -> bool:
         """Say whether a group is there, from its start until the first of it fails."""
         return self.has_started and not self.failures
 
-    def finish(self, error: InputError | RunFailedError) -> None:
-        """Note the error that ends the run."""
-        self.final_error = error
+    def finish(self, attempt: int | None, error: InputError | RunFailedError) -> None:
+        """Note the error that ends the run; the driver's own is of no attempt."""
+        if attempt is None or self._is_there(attempt):
+            self.final_error = error
 
     def finished(self) -> InputError | RunFailedError | None:
         """Give that error."""
@@ -192,8 +236,8 @@ class Pulse:
     A thread would go on beating for a loop that hangs in a collective.
     """
 
-    def __init__(self, monitor: Actor, rank: int) -> None:
-        self.monitor, self.rank = monitor, rank
+    def __init__(self, monitor: Actor, attempt: int, rank: int) -> None:
+        self.monitor, self.attempt, self.rank = monitor, attempt, rank
         self.pid, self.born = os.getpid(), psutil.Process().create_time()
         self.node = ray.get_runtime_context().get_node_id()
         self.is_training = False
@@ -211,7 +255,8 @@ class Pulse:
         if now - self.last < BEAT_SECONDS and not starts_training:
             return
         self.last = now
-        beat = Beat(self.rank, self.pid, self.born, self.node, doing, 0.0, self.is_training)
+        who = (self.attempt, self.rank, self.pid, self.born, self.node)
+        beat = Beat(*who, doing, 0.0, self.is_training)
         for wish in self._take_answers():
             self.must_save |= wish is Wish.SAVE
             self.wish = Wish.NONE if wish is Wish.SAVE else wish

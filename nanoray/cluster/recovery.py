@@ -11,7 +11,7 @@ import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 
-from nanoray.config import InputError, StorageError
+from nanoray.config import InputError, RunReplacedError, StorageError
 from nanoray.storage import is_outage
 
 BUG_TRIES = 2
@@ -43,6 +43,7 @@ class Cause(enum.StrEnum):
     BUG = "error in the code"
     OUTAGE = "storage outage"
     INPUT = "wrong input"
+    REPLACED = "replaced by another start"
 
 
 WITHOUT_LIMIT = (Cause.PREEMPTION, Cause.DIVERGENCE, Cause.GROWTH)
@@ -107,6 +108,8 @@ def find_cause(error: BaseException) -> Cause:
         return Cause.GROWTH
     if "AskedToStopError" in names:
         return Cause.STOP
+    if isinstance(error, RunReplacedError):
+        return Cause.REPLACED
     if isinstance(error, StorageError):  # whoever raises it has been patient
         return Cause.OUTAGE
     if isinstance(error, InputError):
@@ -162,6 +165,8 @@ class RetryBudget:
         count = self.counts[key]
         if failure.cause is Cause.INPUT:
             return self._stop(failure, count, 1, "the input must be put right")
+        if failure.cause is Cause.REPLACED:
+            return self._stop(failure, count, 1, "the other start has the run now")
         if failure.cause is Cause.STOP:
             return self._stop(failure, count, 1, "it was asked to")
         if failure.cause is Cause.OUTAGE:

@@ -126,7 +126,9 @@ class Turn:
             if ticket is None or ticket.has_left:
                 continue
             if ticket.run == self.ticket.run or self._has_lapsed(number, ticket.beat):
-                _give_up(number, ticket)  # an earlier start of this run cannot be alive either
+                # An earlier start of this run has ended, or ends as soon as it finds itself
+                # replaced: to wait for its place would be to wait for the whole run.
+                _give_up(number, ticket)
             else:
                 held[ticket.run] = (ticket.cpus, ticket.gpus)
         return held

@@ -82,9 +82,9 @@ class Watchdog:
         for beat in victims:
             why = f"silent for {beat.age_seconds:.0f} s since: {beat.doing}"
             failure = Failure(Cause.HANG, beat.rank, why)
-            ray.get(self.monitor.fail.remote(failure, first_hand=True))
+            ray.get(self.monitor.fail.remote(beat.attempt, failure, first_hand=True))
         for beat in beats:
-            ray.get(self.monitor.leave.remote(beat.rank))
+            ray.get(self.monitor.leave.remote(beat.attempt, beat.rank))
         kill_workers(victims)
 
 

@@ -43,6 +43,7 @@ def take_over(trial: Trial) -> None:
         copy_log(trunk, folder, name, step)
     write_json(folder.fs, folder.path(BRANCH_FILE), {"from": trial.trunk, "step": step})
     copy_step(trunk, folder, step)
+    folder.note_saved(step)
 
 
 def copy_log(source: StageFolder, target: StageFolder, name: str, last_step: int) -> None:

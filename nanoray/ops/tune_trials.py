@@ -17,7 +17,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import tune
 
 from nanoray.cluster.reservations import Reservations
-from nanoray.config import InputError, RunFailedError, RunStoppedError
+from nanoray.config import InputError, RunFailedError, RunReplacedError, RunStoppedError
 from nanoray.data.feed import Actor
 from nanoray.ops.trial_branch import take_over
 from nanoray.ops.trial_rows import (
@@ -144,6 +144,8 @@ def drive_trial(trial: Trial, admission: Actor) -> dict[str, str]:
         return ended(trial, Status.STOPPED, str(error))
     except RollbackLimitError as error:
         return ended(trial, Status.DIVERGED, str(error))
+    except RunReplacedError as error:  # how the trial ends is for the other driver to say
+        return {"status": Status.FAILED.value, "reason": str(error)}
     except (InputError, RunFailedError) as error:
         return ended(trial, Status.FAILED, str(error).splitlines()[0])
     except ray.exceptions.RayError:

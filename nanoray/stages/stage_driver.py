@@ -15,6 +15,7 @@ from nanoray.cluster.group import Group, run_on_workers
 from nanoray.config import (
     InputError,
     RunConfig,
+    RunReplacedError,
     RunStoppedError,
     continue_config,
     from_json,
@@ -207,6 +208,7 @@ def train_on_cluster(job: TrainingJob) -> None:
     group = Group(
         stage=job.stage,
         worker=job.work,
+        take_attempt=job.take_attempt,
         begin=job.begin,
         newest_step=job.newest_step,
         record=job.record,
@@ -271,6 +273,8 @@ def recorded(
     append_event(folder, "submit", **({} if price is None else {"dollars_per_hour": price}))
     try:
         yield
+    except RunReplacedError:
+        raise  # another start writes the events now
     except BaseException as error:
         is_wanted = isinstance(error, (KeyboardInterrupt, RunStoppedError))
         why = INTERRUPTED if is_wanted else type(error).__name__

@@ -28,7 +28,7 @@ from nanoray.stages.samples import Samples, answer_questions, continue_texts
 from nanoray.storage import RunFolder, StageFolder, with_patience
 from nanoray.text.tokenizer import Tokenizer
 from nanoray.train.checkpoint import Checkpointer, SavePolicy, load_tensors
-from nanoray.train.checkpoint_files import committed_steps, newest_verified_step
+from nanoray.train.checkpoint_files import committed_steps, first_step, lock_out
 from nanoray.train.checkpoint_name import SavedModel
 from nanoray.train.device import can_compile, peak_flops
 from nanoray.train.guard import StepGuard
@@ -149,12 +149,17 @@ class TrainingJob:
         facts = {"cause": failure.cause.value, "rank": failure.rank, "again": decision.again}
         self._patiently(lambda: append_event(self.folder, "failure", **facts))
 
-    def begin(self, device_batch_size: int) -> Dataset:
-        """Pick the step to start from, number the attempt, and give the stream from there on.
+    def take_attempt(self, driver: str, after: int) -> int:
+        """Number the next attempt, as `RunFolder.begin_attempt` does."""
+        run = self.folder.run
+        return self._patiently(lambda: run.begin_attempt(self.stage, driver, after=after))
+
+    def begin(self, attempt: int) -> tuple[int, Dataset]:
+        """Lock earlier attempts out, pick the step to start from, and give the stream from there.
 
         Runs in Ray Train's controller before every start of the group, like all methods above.
         """
-        return self._patiently(lambda: self._begin(device_batch_size))
+        return self._patiently(lambda: self._begin(attempt))
 
     def _patiently(self, work: Callable[[], T]) -> T:
         """Call what reads or writes the run's folder, for as long as storage may fail."""
@@ -165,26 +170,27 @@ class TrainingJob:
 
         return with_patience(look_and_work, self.config.storage_patience_seconds, str(self.folder))
 
-    def _begin(self, device_batch_size: int) -> Dataset:
+    def _begin(self, attempt: int) -> tuple[int, Dataset]:
         folder = self.folder
-        step = newest_verified_step(folder) or 0
+        # In this order: to verify a checkpoint may take minutes, in which a group that was cut off
+        # could commit a newer one.
+        lock_out(folder)
+        step = first_step(folder)
         cursor = start_cursor(folder, step)
-        attempt = folder.run.begin_attempt(self.stage, step, device_batch_size=device_batch_size)
+        folder.run.record_start(attempt, step)
         append_event(folder, "begin", attempt=attempt, step=step)
         logger.info(
             "attempt %d starts %s",
             attempt,
             f"from the checkpoint of step {step}" if step else "anew",
         )
-        return self.feed.begin(cursor, step=step, num_steps=self.num_steps)
+        return step, self.feed.begin(cursor, step=step, num_steps=self.num_steps)
 
     def work(self, world: RayWorld, shard: DataIterator) -> dict[str, Any]:  # Any: JSON
         """Train on this worker; gives what the driver tells the user at the end."""
-        state = self.folder.run.read_state()
-        start_step, attempt = int(state["start_step"]), int(state["attempt"])
-        recipe = replace(self.recipe, device_batch_size=int(state["device_batch_size"]))
-        job = replace(self, recipe=recipe)
-        return run_worker(job, world, shard, attempt=attempt, start_step=start_step)
+        start = world.start
+        job = replace(self, recipe=replace(self.recipe, device_batch_size=start.device_batch_size))
+        return run_worker(job, world, shard, attempt=start.attempt, start_step=start.step)
 
 
 def run_worker(

@@ -23,15 +23,16 @@ from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nanoray.config import InputError, StorageError
+from nanoray.config import InputError, RunReplacedError, StorageError
 from nanoray.data.plan import Cursor
-from nanoray.storage import StageFolder, fsync_path, is_local, list_folder, read_json, write_json
+from nanoray.storage import StageFolder, fsync_path, is_local, read_json, write_json
 from nanoray.train.checkpoint_files import (
     CheckpointError,
     LocalFiles,
     OptimizerFiles,
     committed_steps,
     describe_file,
+    leftovers,
     load_weights,
     make_room,
     read_state,
@@ -129,6 +130,7 @@ class Checkpointer:
 
         Raises:
             CheckpointError: it could not be.
+            RunReplacedError: a newer group has taken over.
             StorageError: storage failed for longer than `patience_seconds`.
         """
         if self._writer is not None:
@@ -181,7 +183,7 @@ class Checkpointer:
                 try:
                     self._write(snapshot, before_commit)
                     break
-                except CheckpointError:
+                except (CheckpointError, RunReplacedError):
                     raise
                 except Exception as error:  # each filesystem has its own errors for an outage
                     self._wait_for_storage(snapshot.step, error, began, pause)
@@ -189,7 +191,7 @@ class Checkpointer:
             if self.world.rank == 0:
                 seconds = time.perf_counter() - began
                 logger.info("saved step %d to %s in %.1f s", snapshot.step, self.folder, seconds)
-                self._prune_if_possible()
+                self._tidy_if_possible(snapshot.step)
         except BaseException as error:  # raised again by `wait` in the training loop
             self._error = error
         finally:
@@ -227,7 +229,7 @@ class Checkpointer:
             return  # by an attempt that failed just after that
         # On an object store the files of a step have one place, and writing there would damage what
         # a newer group has committed.
-        self.check_attempt(snapshot.step)
+        self.check_attempt()
         self.fs.makedirs(aside, exist_ok=True)
         optimizer_file = f"optimizer-{rank:05d}-of-{world_size:05d}.safetensors"
         files = {
@@ -288,6 +290,7 @@ class Checkpointer:
             path = f"{aside}/rank-{rank:05d}.json"
             while (found := read_json(self.fs, path)) is None or found["attempt"] != self.attempt:
                 if time.monotonic() > deadline:
+                    self.check_attempt()  # a newer group may have taken their files away
                     raise CheckpointError(
                         aside,
                         f"rank {rank} did not write its part of step {step}.",
@@ -297,19 +300,13 @@ class Checkpointer:
             files |= found["files"]
         return files
 
-    def check_attempt(self, step: int) -> None:
-        """Raise a CheckpointError if a newer group of workers has taken over."""
-        newest = int(self.folder.run.read_state().get("attempt", 0))
-        if newest > self.attempt:
-            raise CheckpointError(
-                self._aside(step),
-                f"attempt {newest} has replaced attempt {self.attempt}; step {step} is not saved.",
-                "Nothing to do: the newer attempt goes on.",
-            )
+    def check_attempt(self) -> None:
+        """Raise a RunReplacedError if a newer group of workers has taken over."""
+        self.folder.run.check_attempt(self.attempt)
 
     def _commit(self, aside: str, step: int, files: dict[str, Any]) -> None:  # Any: JSON
         """Make a step count, unless a newer group of workers has taken over."""
-        self.check_attempt(step)
+        self.check_attempt()
         manifest = {"step": step, "attempt": self.attempt, "files": files}
         write_json(self.fs, f"{aside}/manifest.json", manifest)
         for rank in range(self.world.world_size):
@@ -317,26 +314,38 @@ class Checkpointer:
                 self.fs.rm_file(f"{aside}/rank-{rank:05d}.json")
         if is_local(self.fs):  # elsewhere the manifest was the last act
             fsync_path(aside)
-            self.check_attempt(step)
+            self.check_attempt()
             make_room(self.folder, step, self.attempt)
             os.rename(aside, self.folder.path("checkpoints", step_name(step)))
             fsync_path(self.folder.path("checkpoints"))
 
-    def _prune_if_possible(self) -> None:
-        """Prune; what cannot be deleted now is deleted after the next save."""
+    def _tidy_if_possible(self, saved: int) -> None:
+        """Note what was saved, and prune; what fails now is done after the next save.
+
+        Raises:
+            RunReplacedError: from now on a newer group decides what is kept.
+        """
         try:
-            self._prune()
+            self.check_attempt()
+            self.folder.note_saved(saved)
+            self._prune(saved)
+        except RunReplacedError:
+            raise
         except Exception as error:  # each filesystem has its own errors
             logger.warning("old checkpoints could not be deleted: %s", error)
 
-    def _prune(self) -> None:
-        """Delete steps that need not be kept, and what dead attempts left half written."""
+    def _prune(self, saved: int) -> None:
+        """Delete steps that need not be kept, and what dead attempts left half written.
+
+        Args:
+            saved: the step that this group has just committed.
+        """
         steps = committed_steps(self.folder)
         for step in steps[: -self.policy.keep_last]:
             is_kept = self.policy.keep_every and step % self.policy.keep_every == 0
             if not is_kept and not self.policy.is_wanted(step):
                 self._delete(step)
-        for name in self._leftovers(steps):
+        for name in leftovers(self.folder, self.attempt, saved):
             self.fs.rm(self.folder.path("checkpoints", name), recursive=True)
 
     def _delete(self, step: int) -> None:
@@ -348,16 +357,6 @@ class Checkpointer:
         else:
             self.fs.rm_file(f"{path}/manifest.json")
         self.fs.rm(path, recursive=True)
-
-    def _leftovers(self, committed: list[int]) -> list[str]:
-        """Name the folders that dead attempts left half written or half deleted."""
-        names = list_folder(self.fs, self.folder.path("checkpoints"))
-        if is_local(self.fs):
-            hidden = [name for name in names if name.startswith(".step_")]
-            return [name for name in hidden if int(name.rpartition("-")[2]) < self.attempt]
-        # Only before the newest step: other ranks may be writing the next one already.
-        steps = [int(name[5:]) for name in names if name[:5] == "step_" and name[5:].isdigit()]
-        return [step_name(n) for n in steps if n < committed[-1] and n not in committed]
 
     def restore(self, state: TrainState, step: int) -> None:
         """Load a verified step, which any number of ranks may have saved, into a state.

@@ -3,8 +3,11 @@
 import hashlib
 import json
 import logging
+import os
+import re
 import tempfile
 import time
+import uuid
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -21,6 +24,8 @@ from nanoray.storage import StageFolder, is_local, list_folder, read_json
 logger = logging.getLogger(__name__)
 
 READ_BYTES = 2**22
+UNCOMMITTED = re.compile(r"\.step_\d+\.attempt-(\d+)")
+"""On a filesystem, the folder in which an attempt writes a step before it counts."""
 
 
 class CheckpointError(RuntimeError):
@@ -72,6 +77,21 @@ def newest_verified_step(folder: StageFolder) -> int | None:
     return None
 
 
+def first_step(folder: StageFolder) -> int:
+    """Choose the step from which a group starts: the newest that is whole, 0 where there is none.
+
+    Raises:
+        OSError: there may be one, in a folder that cannot be seen, or could not a moment ago.
+    """
+    step = newest_verified_step(folder)
+    if step is not None:
+        return step
+    folder.check_present()
+    if committed_steps(folder):
+        raise FileNotFoundError(f"{folder.path('checkpoints')} was away for a moment")
+    return 0
+
+
 def move_aside(folder: StageFolder, step: int, reason: str) -> str:
     """Move a step to where it does not count, without deleting it; gives its new place."""
     name = f"{step_name(step)}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -81,11 +101,48 @@ def move_aside(folder: StageFolder, step: int, reason: str) -> str:
     return moved
 
 
+def lock_out(folder: StageFolder) -> None:
+    """Take from earlier attempts what they have not committed yet, so that they never can.
+
+    To be called when the number of a newer attempt is written, and before anybody looks which steps
+    there are: a group that was cut off may have read the old number just before, and commit now. On
+    a filesystem it finds no folder to rename any more; on an object store its manifest lists files
+    that are not there.
+    """
+    path = folder.path("checkpoints")
+    names = list_folder(folder.fs, path)
+    if not is_local(folder.fs):
+        committed = {step_name(step) for step in committed_steps(folder)}
+        for name in names:
+            if name[:5] == "step_" and name[5:].isdigit() and name not in committed:
+                folder.fs.rm(f"{path}/{name}", recursive=True)
+        return
+    for name in names:
+        if UNCOMMITTED.fullmatch(name):  # renamed, because deleting takes time
+            os.rename(f"{path}/{name}", f"{path}/{name}.left-{uuid.uuid4().hex[:8]}")
+
+
+def leftovers(folder: StageFolder, attempt: int, saved: int) -> list[str]:
+    """Name the folders that attempts before this one left half written or half deleted.
+
+    On an object store only those before `saved`, the newest step that this attempt has committed:
+    its other ranks may be writing the next one already. There may be a larger one, of a group that
+    was cut off as it committed it.
+    """
+    names = list_folder(folder.fs, folder.path("checkpoints"))
+    if is_local(folder.fs):
+        found = [(name, UNCOMMITTED.match(name)) for name in names]
+        return [name for name, at in found if at is not None and int(at[1]) < attempt]
+    committed = {step_name(step) for step in committed_steps(folder)}
+    steps = [name for name in names if name[:5] == "step_" and name[5:].isdigit()]
+    return [name for name in steps if name not in committed and int(name[5:]) < saved]
+
+
 def make_room(folder: StageFolder, step: int, attempt: int) -> None:
     """Move a step aside that a group which was cut off has committed before this attempt could."""
     path = folder.path("checkpoints", step_name(step))
     manifest = read_json(folder.fs, f"{path}/manifest.json")
-    if manifest is not None and manifest["attempt"] != attempt:
+    if manifest is not None and manifest["attempt"] < attempt:
         moved = move_aside(folder, step, "replaced")
         logger.warning("step %d was committed by another attempt; moved it to %s", step, moved)
 

@@ -127,7 +127,7 @@ def roll_back(
     checkpointer.wait()
     gave_up = torch.zeros((), device=world.device)
     if world.rank == 0:
-        checkpointer.check_attempt(state.step)
+        checkpointer.check_attempt()
         decided = record_rollback(checkpointer.folder, state.cursor, max_rollbacks)
         gave_up += decided is None
     if all_reduce_sum(gave_up).item():

@@ -9,7 +9,7 @@ import ray
 
 from nanoray.cluster.deadline import Allowance, Deadline
 from nanoray.cluster.group import on_this_node
-from nanoray.cluster.monitor import Beat, start_monitor
+from nanoray.cluster.monitor import Beat, Start, start_monitor
 from nanoray.train.world import Wish
 from tests.driver import connected
 from tests.running import TINY, Cluster, current_step, read_run, run_job, small_corpus
@@ -28,11 +28,12 @@ def test_workers_are_asked_to_stop_once_when_the_time_is_over(
     monitor = start_monitor(str(tmp_path), "1", on_this_node())
     now = [100.0]
     deadline = Deadline(monitor, Allowance(5.0, "the money is spent"), clock=lambda: now[0])
-    beat = Beat(0, 1, 0.0, "node", "step 1", 0.0, is_training=True)
+    beat = Beat(1, 0, 1, 0.0, "node", "step 1", 0.0, is_training=True)
 
     for now[0] in (200.0, 300.0):  # it waits for machines
         deadline.check()
     ray.get(monitor.begin_start.remote())
+    ray.get(monitor.begin_group.remote(Start(1, 0, 8)))
     for now[0] in (302.0, 304.0):
         deadline.check()
     assert ray.get(monitor.beat.remote(beat)) is Wish.NONE

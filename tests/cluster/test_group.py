@@ -17,7 +17,7 @@ from ray.data import DataIterator, Dataset
 from nanoray.cluster.connection import Resources
 from nanoray.cluster.group import Group, RayWorld, run_on_workers
 from nanoray.cluster.recovery import Decision, Failure
-from nanoray.config import DataError, InputError, RunFailedError, StorageError
+from nanoray.config import DataError, InputError, RunFailedError, RunReplacedError, StorageError
 from nanoray.data.blocks import Layout
 from nanoray.data.feed import start_pacer
 from nanoray.progress import RunDisplay
@@ -52,18 +52,25 @@ class Story:
     def starts(self) -> int:
         return len(list(self.folder.glob("start-*")))
 
-    def begin(self, device_batch_size: int) -> Dataset:
+    def take_attempt(self, driver: str, after: int) -> int:
+        if self.ending == "replaced" and after:
+            raise RunReplacedError(str(self.folder), after, after + 1, "process 7 on b")
+        assert after == self.starts
+        return after + 1
+
+    def begin(self, attempt: int) -> tuple[int, Dataset]:
         if self.ending == "nothing to begin with":
             raise InputError("There is no shard. Give one.")
         (self.folder / f"start-{self.starts}").touch()
-        logger.info("start %d begins with %d rows", self.starts, device_batch_size)
-        return ray.data.range(8)
+        logger.info("start %d begins", attempt)
+        return 0, ray.data.range(8)
 
     def record(self, failure: Failure, decision: Decision) -> None:
         told = self.folder / f"failure-{len(list(self.folder.glob('failure-*')))}"
         told.write_text(f"{failure.cause} on rank {failure.rank}, again: {decision.again}")
 
     def work(self, world: RayWorld, shard: DataIterator) -> dict[str, Any]:
+        logger.info("start %d has %d rows", world.start.attempt, world.start.device_batch_size)
         if self.ending == "bad data" and world.rank == 1:
             raise DataError("a.parquet is empty. Leave it out.")
         if self.ending == "outage" and world.rank == 0:
@@ -73,6 +80,8 @@ class Story:
         if self.ending == "too large" and self.starts < 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         if self.ending == "always killed" and world.rank == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.ending == "replaced" and world.rank == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.ending == "killed" and self.starts == 1 and world.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -96,6 +105,7 @@ def run(story: Story, max_restarts: int = 5) -> Ran:
     group = Group(
         stage="pretrain",
         worker=story.work,
+        take_attempt=story.take_attempt,
         begin=story.begin,
         pacer=start_pacer(LAYOUT, 2, 1),
         resources=TWO_WORKERS,
@@ -124,7 +134,8 @@ def test_the_result_is_that_of_rank_0_which_has_its_threads(well: Ran):
 def test_what_workers_and_controller_log_reaches_the_driver(well: Ran):
     lines = [line.partition(" ")[2] for line in well.shown.splitlines()]
 
-    assert "start 1 begins with 8 rows" in lines
+    assert "start 1 begins" in lines
+    assert "start 1 has 8 rows" in lines
     assert "warning: rank 0 of 2 is here" in lines
     assert "warning: rank 1 of 2 is here" in lines
 
@@ -194,6 +205,17 @@ def test_a_killed_worker_makes_the_group_start_again(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_run_that_another_start_has_taken_over_is_not_taken_back(tmp_path):
+    story = Story(tmp_path, "replaced")
+
+    with pytest.raises(RunReplacedError, match="attempt 2 has replaced attempt 1"):
+        run(story)
+
+    assert story.starts == 1
+    assert list(tmp_path.glob("failure-*")) == [], "the other start writes the events now"
+
+
+@pytest.mark.slow
 def test_workers_that_never_get_on_end_the_run(tmp_path):
     story = Story(tmp_path, "always killed")
 
@@ -207,6 +229,6 @@ def test_workers_that_never_get_on_end_the_run(tmp_path):
 def test_a_group_out_of_memory_starts_again_with_half_the_device_batch(tmp_path):
     ran = run(Story(tmp_path, "too large"))
 
-    assert "start 2 begins with 4 rows" in ran.shown
-    assert "start 3 begins with 2 rows" in ran.shown
+    assert "start 2 has 4 rows" in ran.shown
+    assert "start 3 has 2 rows" in ran.shown
     assert "the device batch goes from 8 to 4 rows, the global batch stays" in ran.shown

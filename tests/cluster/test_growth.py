@@ -7,9 +7,10 @@ import ray
 from nanoray.cluster.connection import Resources
 from nanoray.cluster.group import on_this_node
 from nanoray.cluster.growth import LOOK_SECONDS, Growth, count_workers
-from nanoray.cluster.monitor import Beat, start_monitor
+from nanoray.cluster.monitor import Beat, Start, start_monitor
 from nanoray.cluster.reservations import Reservations
 from nanoray.cluster.turns import Turn
+from nanoray.data.feed import Actor
 from nanoray.storage import RunFolder
 from nanoray.train.world import Wish
 from tests.cluster.test_reservations import reserve
@@ -54,6 +55,7 @@ def test_a_group_smaller_than_its_room_is_asked_once(ray_connection, tmp_path):
     reservations.record("train-of-this-run")
     turn = Turn(str(folder), UP_TO_4)
     growth = Growth(monitor, reservations, UP_TO_4, turn)
+    ray.get(monitor.begin_group.remote(Start(1, 0, 8)))
     growth.check()  # too early
     assert not ray.get(monitor.beat.remote(beat_of(0)))
 
@@ -62,7 +64,7 @@ def test_a_group_smaller_than_its_room_is_asked_once(ray_connection, tmp_path):
         growth.looked -= LOOK_SECONDS
         growth.check()
         told.append(ray.get(monitor.beat.remote(beat_of(0))))
-        ray.get(monitor.begin_start.remote())
+        begin_anew(monitor)
         ray.get(monitor.beat.remote(beat_of(0)))
     ray.get(monitor.beat.remote(beat_of(1)))
     growth.looked -= LOOK_SECONDS
@@ -73,7 +75,7 @@ def test_a_group_smaller_than_its_room_is_asked_once(ray_connection, tmp_path):
     )
     assert not ray.get(monitor.beat.remote(beat_of(0))), "two workers are all there is room for"
 
-    ray.get(monitor.begin_start.remote())  # one is lost
+    begin_anew(monitor)  # one is lost
     ray.get(monitor.beat.remote(beat_of(0)))
     growth.looked -= LOOK_SECONDS
     growth.check()
@@ -82,6 +84,9 @@ def test_a_group_smaller_than_its_room_is_asked_once(ray_connection, tmp_path):
 
 
 def beat_of(rank: int) -> Beat:
-    return Beat(
-        rank, 100 + rank, born=0.0, node="n", doing="step 3", age_seconds=0.0, is_training=True
-    )
+    return Beat(1, rank, 100 + rank, 0.0, "n", "step 3", 0.0, is_training=True)
+
+
+def begin_anew(monitor: Actor) -> None:
+    ray.get(monitor.begin_start.remote())
+    ray.get(monitor.begin_group.remote(Start(1, 0, 8)))

@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanoray.cluster.group import on_this_node
 from nanoray.cluster.leaving import LOOK_SECONDS, Leaving
-from nanoray.cluster.monitor import Beat, Monitor, start_monitor
+from nanoray.cluster.monitor import Beat, Monitor, Start, start_monitor
 from nanoray.data.feed import Actor
 from nanoray.ops.local_cluster import LocalCluster
 from nanoray.train.world import Wish
@@ -39,15 +39,16 @@ def test_a_run_is_asked_to_save_once_when_a_node_of_its_own_is_to_leave(nodes: l
     own, other = nodes
     workers = [work_on(node) for node in nodes]  # a node without work leaves at once
     monitor = start_monitor("/runs/r", "1", on_this_node())
+    ray.get(monitor.begin_group.remote(Start(1, 0, 8)))
     leaving = Leaving(monitor)
     told = []
 
     for node in (other, own, own):
         drain(node)
-        ray.get(monitor.beat.remote(Beat(0, 1, 0.0, own, "step 3", 0.0, is_training=True)))
+        ray.get(monitor.beat.remote(Beat(1, 0, 1, 0.0, own, "step 3", 0.0, is_training=True)))
         leaving.looked -= LOOK_SECONDS
         leaving.check()
-        beat = Beat(0, 1, 0.0, own, "step 4", 0.0, is_training=True)
+        beat = Beat(1, 0, 1, 0.0, own, "step 4", 0.0, is_training=True)
         told.append(ray.get(monitor.beat.remote(beat)))
 
     assert ray.get([worker.node.remote() for worker in workers]) == nodes

@@ -1,21 +1,32 @@
 import time
 
-from nanoray.cluster.monitor import Beat, Monitor
+from nanoray.cluster.monitor import Beat, Monitor, Start
 from nanoray.cluster.recovery import Cause, Failure
 from nanoray.config import InputError
 from nanoray.train.world import Wish
 
 
-def beat_of(rank: int, doing: str = "step 3") -> Beat:
-    return Beat(
-        rank, 100 + rank, born=0.0, node="n", doing=doing, age_seconds=0.0, is_training=True
-    )
+def beat_of(rank: int, doing: str = "step 3", attempt: int = 1) -> Beat:
+    return Beat(attempt, rank, 100 + rank, 0.0, "n", doing, 0.0, is_training=True)
+
+
+def monitor_of(attempt: int = 1) -> Monitor:
+    """Give a monitor whose group of this attempt is there."""
+    monitor = Monitor()
+    begin(monitor, attempt)
+    return monitor
+
+
+def begin(monitor: Monitor, attempt: int) -> list[Failure]:
+    failures = monitor.begin_start()
+    monitor.begin_group(Start(attempt, 0, 8))
+    return failures
 
 
 def test_news_are_given_once_and_in_their_order() -> None:
-    monitor = Monitor()
+    monitor = monitor_of()
     for step in (1, 2):
-        monitor.step({"step": step})
+        monitor.step(1, {"step": step})
         monitor.log(f"saved step {step}")
 
     first, second = monitor.take(), monitor.take()
@@ -25,7 +36,7 @@ def test_news_are_given_once_and_in_their_order() -> None:
 
 
 def test_a_silence_is_as_long_as_the_newest_sign_of_life_is_old() -> None:
-    monitor = Monitor()
+    monitor = monitor_of()
     monitor.beat(beat_of(0))
     time.sleep(0.2)
     monitor.beat(beat_of(1))
@@ -38,32 +49,32 @@ def test_a_silence_is_as_long_as_the_newest_sign_of_life_is_old() -> None:
 
 
 def test_a_rank_that_has_done_its_work_is_silent_without_harm() -> None:
-    monitor = Monitor()
+    monitor = monitor_of()
     monitor.beat(beat_of(0))
     monitor.beat(beat_of(1))
 
-    monitor.leave(1)
-    monitor.leave(7)
+    monitor.leave(1, 1)
+    monitor.leave(1, 7)
 
     assert [beat.rank for beat in monitor.silences()] == [0]
 
 
 def test_what_a_rank_says_itself_holds_over_what_ray_says_of_it() -> None:
-    monitor = Monitor()
+    monitor = monitor_of()
     ray_says = Failure(Cause.LOST, 1, "the actor died")
     told = Failure(Cause.BUG, 1, "ValueError: no")
 
-    monitor.fail(ray_says, first_hand=False)
-    monitor.fail(told, first_hand=True)
-    monitor.fail(ray_says, first_hand=False)
+    monitor.fail(1, ray_says, first_hand=False)
+    monitor.fail(1, told, first_hand=True)
+    monitor.fail(1, ray_says, first_hand=False)
 
     assert monitor.begin_start() == [told]
 
 
 def test_a_new_start_knows_nothing_of_the_workers_before_it() -> None:
-    monitor = Monitor()
+    monitor = monitor_of()
     monitor.beat(beat_of(0))
-    monitor.fail(Failure(Cause.LOST, 0, "gone"), first_hand=False)
+    monitor.fail(1, Failure(Cause.LOST, 0, "gone"), first_hand=False)
 
     failures = monitor.begin_start()
 
@@ -73,7 +84,7 @@ def test_a_new_start_knows_nothing_of_the_workers_before_it() -> None:
 
 def test_a_start_that_failed_before_there_were_workers_counts_too() -> None:
     monitor = Monitor()
-    assert monitor.begin_start() == []
+    assert begin(monitor, 1) == []
 
     [failure] = monitor.begin_start()
 
@@ -83,22 +94,21 @@ def test_a_start_that_failed_before_there_were_workers_counts_too() -> None:
 def test_the_error_that_ends_a_run_is_kept_for_the_driver() -> None:
     monitor = Monitor()
 
-    monitor.finish(InputError("--depth 0 is too small"))
+    monitor.finish(None, InputError("--depth 0 is too small"))
 
     assert str(monitor.finished()) == "--depth 0 is too small"
 
 
 def test_after_a_failure_nobody_is_watched_and_a_silence_explains_nothing() -> None:
-    monitor = Monitor()
-    monitor.begin_start()
+    monitor = monitor_of()
     for rank in (0, 1):
         monitor.beat(beat_of(rank))
     assert [beat.rank for beat in monitor.watched()] == [0, 1]
     assert monitor.holds_workers()
 
     memory = Failure(Cause.MEMORY, 1, "no room")
-    monitor.fail(memory, first_hand=True)
-    monitor.fail(Failure(Cause.HANG, 1, "silent"), first_hand=True)
+    monitor.fail(1, memory, first_hand=True)
+    monitor.fail(1, Failure(Cause.HANG, 1, "silent"), first_hand=True)
 
     assert monitor.watched() == []
     assert not monitor.holds_workers()
@@ -106,24 +116,23 @@ def test_after_a_failure_nobody_is_watched_and_a_silence_explains_nothing() -> N
 
 
 def test_a_loss_after_a_notice_is_a_preemption_also_where_nobody_tells_of_it() -> None:
-    monitor = Monitor()
-    monitor.begin_start()
+    monitor = monitor_of()
     lost = Failure(Cause.LOST, 0, "connection closed by peer")
 
     causes = []
     for failures in ([lost], [], [lost, Failure(Cause.BUG, 1, "ValueError")]):
         monitor.ask_to_save(1)
         for failure in failures:
-            monitor.fail(failure, first_hand=True)
-        causes.append([each.cause for each in monitor.begin_start()])
-    monitor.fail(lost, first_hand=True)
+            monitor.fail(1, failure, first_hand=True)
+        causes.append([each.cause for each in begin(monitor, 1)])
+    monitor.fail(1, lost, first_hand=True)
 
     assert causes == [[Cause.PREEMPTION], [Cause.PREEMPTION], [Cause.LOST, Cause.BUG]]
     assert [each.cause for each in monitor.begin_start()] == [Cause.LOST]
 
 
 def test_rank_0_is_asked_once_to_save_and_others_never() -> None:
-    monitor = Monitor()
+    monitor = monitor_of()
     monitor.ask_to_save(1)
 
     wishes = [monitor.beat(beat_of(rank)) for rank in (1, 0, 0)]
@@ -136,3 +145,36 @@ def test_rank_0_is_asked_once_to_save_and_others_never() -> None:
         "a node of this run will be taken away: saving, and training on",
         "2 nodes of this run will be taken away: saving, and training on",
     ]
+
+
+def test_what_workers_of_an_earlier_attempt_say_late_is_nothing_of_the_group_that_is_there() -> (
+    None
+):
+    monitor = monitor_of(1)
+    monitor.beat(beat_of(1))
+    monitor.fail(None, Failure(Cause.LOST, 1, "gone"), first_hand=False)
+    begin(monitor, 2)
+    monitor.beat(beat_of(0, attempt=2))
+
+    monitor.beat(beat_of(1, attempt=1))  # of a larger group
+    monitor.fail(1, Failure(Cause.BUG, 1, "attempt 2 has replaced attempt 1"), first_hand=True)
+    monitor.finish(1, InputError("of attempt 1"))
+    monitor.leave(1, 0)
+    monitor.step(1, {"step": 9})
+
+    assert [beat.rank for beat in monitor.watched()] == [0]
+    assert monitor.finished() is None
+    assert monitor.take()[0] == []
+    monitor.fail(2, Failure(Cause.LOST, 0, "reset"), first_hand=True)
+    assert [failure.cause for failure in monitor.begin_start()] == [Cause.LOST]
+
+
+def test_between_two_groups_nobody_is_listened_to() -> None:
+    monitor = monitor_of(1)
+    monitor.begin_start()
+
+    monitor.fail(1, Failure(Cause.REPLACED, 0, "attempt 2 has replaced attempt 1"), first_hand=True)
+    monitor.beat(beat_of(0))
+
+    assert (monitor.silences(), monitor.newest_start()) == ([], None)
+    assert [failure.cause for failure in monitor.begin_start()] == [Cause.LOST]

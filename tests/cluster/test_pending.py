@@ -8,7 +8,7 @@ from ray.util import placement_group, remove_placement_group
 
 from nanoray.cluster.connection import Resources
 from nanoray.cluster.group import on_this_node
-from nanoray.cluster.monitor import Beat, start_monitor
+from nanoray.cluster.monitor import Beat, Start, start_monitor
 from nanoray.cluster.pending import LOOK_SECONDS, Pending
 from tests.driver import connected
 from tests.running import Cluster
@@ -40,7 +40,8 @@ def test_workers_that_find_no_room_are_told_of(ray_cluster: Cluster, tmp_path: P
             "free are 8 CPUs"
         ]
 
-        ray.get(monitor.beat.remote(Beat(0, 1, 0.0, "node", "starting", 0.0, is_training=False)))
+        ray.get(monitor.begin_group.remote(Start(1, 0, 8)))
+        ray.get(monitor.beat.remote(Beat(1, 0, 1, 0.0, "node", "starting", 0.0, is_training=False)))
         look(2)
         assert len(said) == 1
         for group in (other, own):

@@ -12,7 +12,7 @@ from nanoray.cluster.recovery import (
     find_cause,
     of_group,
 )
-from nanoray.config import DataError, InputError, StorageError
+from nanoray.config import DataError, InputError, RunReplacedError, StorageError
 from nanoray.train.rollback import DivergedError
 from nanoray.train.world import AskedToStopError, ProcessGroupEndedError, RoomForMoreError
 
@@ -66,6 +66,7 @@ def test_what_ray_says_of_a_worker_is_understood(name: str) -> None:
         (StorageError("runs could not be written for 1800 s"), Cause.OUTAGE),
         (OSError(28, "No space left on device"), Cause.STORAGE),
         (InputError("--depth 0 is too small"), Cause.INPUT),
+        (RunReplacedError("/s/r", 1, 2, "process 7 on b"), Cause.REPLACED),
         (DivergedError(7, 5, "the loss is nan"), Cause.DIVERGENCE),
         (ValueError("a typo in the loop"), Cause.BUG),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Cause.BUG),
@@ -156,7 +157,7 @@ def test_out_of_memory_halves_the_device_batch_until_it_is_one_row() -> None:
     )
 
 
-@pytest.mark.parametrize("cause", [Cause.INPUT, Cause.OUTAGE, Cause.STOP])
+@pytest.mark.parametrize("cause", [Cause.INPUT, Cause.OUTAGE, Cause.STOP, Cause.REPLACED])
 def test_what_another_start_cannot_cure_is_never_tried_again(cause: Cause) -> None:
     budget = RetryBudget(max_restarts=10, device_batch_size=4)
 

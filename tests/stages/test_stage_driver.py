@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from nanoray.cluster.connection import Resources
-from nanoray.config import InputError, StorageError, to_json
-from nanoray.events import append_event
+from nanoray.config import InputError, RunReplacedError, StorageError, to_json
+from nanoray.events import append_event, read_events
 from nanoray.stages.pretrain_config import PretrainConfig, check_rows, checkpoint_bytes
 from nanoray.stages.stage_driver import (
     allowance_of,
@@ -16,6 +16,7 @@ from nanoray.stages.stage_driver import (
     check_space,
     most_waiting,
     move_aside,
+    recorded,
 )
 from nanoray.stages.training_job import TrainingJob
 from nanoray.storage import RunFolder
@@ -115,7 +116,7 @@ def test_checkpoints_that_are_kept_for_good_need_room_too(
 
 def test_a_stage_whose_folder_was_deleted_begins_anew(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path), "r").stage("sft")
-    folder.run.begin_attempt("sft", 20)
+    folder.run.record_start(folder.run.begin_attempt("sft"), 20)
     folder.run.mark_done("sft")
 
     assert begun_config(PretrainConfig(), folder) is None
@@ -138,3 +139,12 @@ def test_what_a_start_has_taken_before_its_workers_counts_for_its_cost(
     assert abs(allowance.seconds - 900) < 30  # ten of 25 minutes are gone
     with pytest.raises(InputError, match="--max-cost 3 is spent"):
         allowance_of(replace(job, config=replace(config, max_cost=3.0)))
+
+
+def test_a_job_whose_run_was_taken_over_writes_no_event_into_it(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path), "r").stage("sft")
+
+    with pytest.raises(RunReplacedError), recorded(folder, patience_seconds=1):
+        raise RunReplacedError("/s/r", 1, 2, "process 7 on b")
+
+    assert [event["event"] for event in read_events(folder)] == ["submit"]

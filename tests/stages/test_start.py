@@ -186,7 +186,7 @@ def test_a_stage_whose_folder_is_gone_begins_again(tmp_path: Path) -> None:
     save_base(tmp_path, "r")
     begin(tmp_path)
     run = RunFolder(str(tmp_path), "r")
-    run.begin_attempt("sft", 5)
+    run.record_start(run.begin_attempt("sft"), 5)
     run.mark_done("sft")
     (tmp_path / "r/sft").rename(tmp_path / "r/old")
 

@@ -10,16 +10,25 @@ import pytest
 import torch
 
 from nanoray.cluster.connection import Resources
-from nanoray.config import to_json
+from nanoray.config import RunReplacedError, StorageError, to_json
 from nanoray.data.batches import Share, StepRows, step_rows
 from nanoray.data.blocks import layout_for, plain_blocks
 from nanoray.data.manifest import make_manifest
-from nanoray.data.plan import DataPlan
+from nanoray.data.plan import Cursor, DataPlan
+from nanoray.stages import training_job
 from nanoray.stages.plan_feed import PlanFeed
 from nanoray.stages.pretrain import recipe_of
 from nanoray.stages.pretrain_config import PretrainConfig, decide, rows_per_step, validation_rows
-from nanoray.stages.training_job import TrainingJob, build_state, run_worker, write_samples
-from nanoray.train.checkpoint_files import committed_steps
+from nanoray.stages.training_job import (
+    TrainingJob,
+    build_state,
+    checkpoint_facts,
+    run_worker,
+    write_samples,
+)
+from nanoray.storage import StageFolder
+from nanoray.train.checkpoint import Checkpointer, SavePolicy
+from nanoray.train.checkpoint_files import committed_steps, first_step
 from nanoray.train.state import TrainState
 from nanoray.train.world import LocalWorld, World
 from tests.running import small_corpus
@@ -79,7 +88,7 @@ def with_config(job: TrainingJob, **fields: Any) -> TrainingJob:
 def work(job: TrainingJob, start_step: int = 0) -> dict[str, Any]:
     """Do what a group of one worker does from a step on."""
     job.folder.write_config(to_json(job.config))
-    attempt = job.folder.run.begin_attempt("pretrain", start_step)
+    attempt = job.folder.run.begin_attempt("pretrain")
     no_shard: Any = None
     return run_worker(job, WORLD, no_shard, attempt=attempt, start_step=start_step)
 
@@ -144,3 +153,90 @@ def test_the_state_begins_with_the_weights_of_the_seed(job: TrainingJob) -> None
     assert torch.equal(state.model.embedding.weight, again.model.embedding.weight)
     assert not torch.equal(state.model.embedding.weight, other.model.embedding.weight)
     assert (state.step, state.tokens) == (0, 0)
+
+
+class StreamlessFeed(LocalFeed):
+    """A feed that says where its stream would begin."""
+
+    def begin(self, cursor: Cursor, *, step: int, num_steps: int) -> Any:
+        return cursor
+
+
+def checkpointer_of(job: TrainingJob, attempt: int) -> Checkpointer:
+    policy = SavePolicy(patience_seconds=0.5)
+    facts = checkpoint_facts(job)
+    return Checkpointer(job.folder, WORLD, attempt=attempt, facts=facts, policy=policy)
+
+
+def begun(job: TrainingJob) -> TrainingJob:
+    """Give the job with a feed that needs no cluster, and its stage begun."""
+    assert isinstance(job.feed, PlanFeed)
+    job.folder.write_config(to_json(job.config))
+    return with_config(
+        replace(job, feed=StreamlessFeed(**vars(job.feed))), storage_patience_seconds=0.5
+    )
+
+
+def test_no_earlier_group_commits_while_the_step_to_start_from_is_looked_for(
+    job: TrainingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = begun(job)
+    old = checkpointer_of(job, job.take_attempt("process 1 on a", 0))
+    state = build_state(job, WORLD)
+    state.step = 100
+    old.save(state)
+    old.wait()
+    late: list[str] = []
+
+    def look(folder: StageFolder) -> int:
+        found = first_step(folder)
+        state.step = 200
+        old.save(state)
+        with pytest.raises(RunReplacedError) as raised:
+            old.wait()
+        late.append(str(raised.value))
+        return found
+
+    monkeypatch.setattr(training_job, "first_step", look)
+    attempt = job.take_attempt("process 1 on a", 1)
+    step, _ = job.begin(attempt)
+
+    assert (attempt, step, len(late)) == (2, 100, 1)
+    assert committed_steps(job.folder) == [100]
+
+
+def test_a_driver_that_dies_before_it_has_chosen_a_step_leaves_a_run_that_goes_on(
+    job: TrainingJob,
+) -> None:
+    job = begun(job)
+    first = checkpointer_of(job, job.take_attempt("process 1 on a", 0))
+    state = build_state(job, WORLD)
+    state.step = 8
+    first.save(state)
+    first.wait()
+    job.begin(1)
+    job.take_attempt("process 1 on a", 1)  # and here it dies
+
+    attempt = job.take_attempt("process 2 on b", 0)
+    step, _ = job.begin(attempt)
+
+    assert (attempt, step) == (3, 8)
+    with pytest.raises(RunReplacedError, match="attempt 3 has replaced attempt 2"):
+        job.begin(2)
+    with pytest.raises(RunReplacedError, match="belongs to process 2 on b"):
+        job.take_attempt("process 1 on a", 2)
+
+
+def test_a_first_attempt_whose_checkpoints_are_away_is_not_begun_anew(job: TrainingJob) -> None:
+    work(job)
+    job = begun(job)
+    lines = lines_of(job, "metrics.jsonl")
+    checkpoints = Path(job.folder.path("checkpoints"))
+    away = checkpoints.rename(checkpoints.with_name("away"))
+
+    with pytest.raises(StorageError, match="checkpoints is not there, or empty"):
+        job.begin(job.take_attempt("process 1 on a", 0))
+
+    away.rename(checkpoints)
+    assert job.begin(job.take_attempt("process 1 on a", 0))[0] == 12
+    assert lines_of(job, "metrics.jsonl") == lines

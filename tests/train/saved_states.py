@@ -22,7 +22,7 @@ def open_checkpoints(
     return Checkpointer(
         folder,
         world or LocalWorld(),
-        attempt=attempt or folder.run.begin_attempt("pretrain", 0),
+        attempt=attempt or folder.run.begin_attempt("pretrain"),
         facts=FACTS if facts is None else facts,
         policy=SavePolicy(**policy),
     )

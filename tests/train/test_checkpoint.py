@@ -221,7 +221,7 @@ def test_what_dead_attempts_left_half_written_is_deleted(disk):
         half = disk.path("checkpoints", f".step_000005.attempt-{attempt:04d}")
         os.makedirs(half)
         Path(half, "model.safetensors").write_bytes(b"half")
-        disk.run.begin_attempt("pretrain", 0)
+        disk.run.begin_attempt("pretrain")
 
     save_steps(open_checkpoints(disk), [6])
 
@@ -290,7 +290,7 @@ def test_an_error_before_the_commit_leaves_no_step(folder):
 def test_a_step_that_a_group_committed_after_it_was_replaced_makes_room(disk, monkeypatch):
     old, new = open_checkpoints(disk), open_checkpoints(disk)
     monkeypatch.setattr(
-        old, "check_attempt", lambda step: None
+        old, "check_attempt", lambda: None
     )  # it looked just before the other one began
     save_steps(old, [20])
 

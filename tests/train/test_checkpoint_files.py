@@ -21,7 +21,10 @@ from nanoray.train.checkpoint_files import (
     committed_steps,
     describe_file,
     find_damage,
+    first_step,
     load_weights,
+    lock_out,
+    move_aside,
     newest_verified_step,
     step_name,
 )
@@ -34,7 +37,7 @@ OPTIMIZER_FILE = "optimizer-00000-of-00001.safetensors"
 
 
 def save_steps(folder: StageFolder, steps: list[int]) -> None:
-    attempt = folder.run.begin_attempt("pretrain", 0)
+    attempt = folder.run.begin_attempt("pretrain")
     checkpointer = Checkpointer(
         folder, LocalWorld(), attempt=attempt, facts={}, policy=SavePolicy(keep_last=9)
     )
@@ -186,7 +189,7 @@ def test_where_every_step_is_damaged_there_is_none_and_nothing_was_deleted(disk,
 
 
 def test_there_is_no_step_before_the_first(folder):
-    folder.run.begin_attempt("pretrain", 0)
+    folder.run.begin_attempt("pretrain")
 
     assert newest_verified_step(folder) is None
     assert committed_steps(folder) == []
@@ -218,7 +221,7 @@ def sha256_of_coreutils(path: Path) -> str:
 
 
 def test_any_rows_of_a_state_are_read_from_the_files_they_are_in(disk):
-    attempt = disk.run.begin_attempt("pretrain", 0)
+    attempt = disk.run.begin_attempt("pretrain")
     whole = tiny_state()
     scramble(whole, seed=1)
     saved = {piece.name: piece.tensor for piece in whole.optimizer.slices()}
@@ -268,8 +271,9 @@ def save_for_ever(place: str, ready: Connection) -> None:
     """Go on from the newest verified step as a run does, and save every step."""
     torch.set_num_threads(1)
     folder = RunFolder(place, "tiny").stage("pretrain")
+    attempt = folder.run.begin_attempt("pretrain")
+    lock_out(folder)
     first = newest_verified_step(folder) or 0
-    attempt = folder.run.begin_attempt("pretrain", first)
     checkpointer = Checkpointer(folder, LocalWorld(), attempt=attempt, facts={})
     state = big_state(first)
     if first:
@@ -306,3 +310,20 @@ def test_kill_9_at_any_moment_leaves_only_whole_steps(disk):
     assert restored.step == newest > 10
     assert all((tensor == newest).all() for tensor in contents(restored).values())
     assert half_written > 0, "no kill came while a step was written"
+
+
+def test_a_start_is_at_0_only_where_nothing_was_ever_saved(folder):
+    folder.write_config({})
+    assert first_step(folder) == 0
+
+    save_steps(folder, [3])
+    assert first_step(folder) == 3
+    path = folder.path("checkpoints")
+    folder.fs.mv(path, f"{path}.away", recursive=True)
+    with pytest.raises(FileNotFoundError, match="checkpoints is not there"):
+        first_step(folder)
+
+    folder.fs.mv(f"{path}.away", path, recursive=True)
+    assert first_step(folder) == 3
+    move_aside(folder, 3, "damaged")
+    assert first_step(folder) == 0, "all there was is damaged, and that is seen"

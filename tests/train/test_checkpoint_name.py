@@ -30,7 +30,7 @@ def save(storage: Path, stage: str, *steps: int, done: bool = True) -> TrainStat
     save_tokenizer(TOKENIZER, folder.run.tokenizer_address)
     state = tiny_state()
     facts = {"tokenizer_hash": TOKENIZER.hash, "model": state.model.config.to_json()}
-    attempt = folder.run.begin_attempt(stage, 0)
+    attempt = folder.run.begin_attempt(stage)
     policy = SavePolicy(keep_last=9)
     checkpointer = Checkpointer(folder, LocalWorld(), attempt=attempt, facts=facts, policy=policy)
     for step in steps:

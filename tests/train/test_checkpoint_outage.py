@@ -71,7 +71,7 @@ class FailsOnce(Checkpointer):
     """Storage that fails in one call, after or before it has done its work."""
 
     def __init__(self, folder: StageFolder, call: str, *, after: bool) -> None:
-        attempt = folder.run.begin_attempt("pretrain", 0)
+        attempt = folder.run.begin_attempt("pretrain")
         super().__init__(folder, LocalWorld(), attempt=attempt, facts={})
         work = getattr(self, call)
         self.failures = 0

@@ -15,7 +15,7 @@ from nanoray.goodput import Account, open_account
 from nanoray.metrics import MetricsLogger
 from nanoray.storage import RunFolder, StageFolder
 from nanoray.train.checkpoint import Checkpointer
-from nanoray.train.checkpoint_files import newest_verified_step
+from nanoray.train.checkpoint_files import lock_out, newest_verified_step
 from nanoray.train.loop import LoopConfig, train
 from nanoray.train.rollback import leave_out
 from nanoray.train.save_interval import SaveConfig
@@ -69,10 +69,12 @@ def stage_folder(storage: str) -> StageFolder:
 
 
 def next_start(plan: DataPlan, storage: Path, **changes: Any) -> Start:
-    """Pick the step to go on from and number the attempt, as the driver does."""
+    """Number the attempt and pick the step to go on from, as the driver does."""
     folder = stage_folder(str(storage))
+    attempt = folder.run.begin_attempt("pretrain")
+    lock_out(folder)
     step = newest_verified_step(folder) or 0
-    attempt = folder.run.begin_attempt("pretrain", step)
+    folder.run.record_start(attempt, step)
     append_event(folder, "begin", attempt=attempt, step=step)
     return Start(plan, str(storage), step, attempt, **changes)
 
