@@ -1,22 +1,19 @@
 """The application on Ray Serve: engines killed, stuck and replaced, weights taken up."""
 
 import asyncio
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
+import openai
 import pytest
 from ray.exceptions import RayActorError
 
@@ -26,56 +23,20 @@ from nanoray.serve.deployment import ChatModel, RemoteEngine, replica_share
 from nanoray.serve.serve_config import ServeConfig
 from nanoray.storage import RunFolder
 from nanoray.train.checkpoint_name import find_model
-from tests.chat_run import CONTEXT, WEATHER, build, save_chat_run, tokenizer
-from tests.running import free_ports, process_title
+from tests.chat_run import WEATHER, build, save_chat_run, tokenizer
 from tests.saved_model import save_model
-
-ROOT = Path(__file__).parents[2]
-CHAT = "/v1/chat/completions"
-SKY = {"messages": [{"role": "user", "content": "What color is the sky?"}], "temperature": 0}
-LONG = {**SKY, "ignore_eos": True, "max_tokens": CONTEXT - 40, "stream": True}
-
-
-class ServeJob:
-    """`jobs/serve.py` as its user starts it, on a local Ray of its own."""
-
-    def __init__(self, storage: Path, *flags: str) -> None:
-        [self.port] = free_ports(1)
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.lines: list[str] = []
-        command = [sys.executable, "jobs/serve.py", "--run", "chat", "--storage", str(storage)]
-        self.process = subprocess.Popen(
-            [*command, "--port", str(self.port), "--dtype", "float32", *flags],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1"},
-        )
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout:
-            for line in self.process.stdout:
-                self.lines.append(line.rstrip())
-
-    def wait_ready(self) -> None:
-        deadline = time.monotonic() + 120
-        while not any("API" in line for line in self.lines):
-            assert self.process.poll() is None, "\n".join(self.lines)
-            assert time.monotonic() < deadline, "\n".join(self.lines)
-            time.sleep(0.2)
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGINT)
-        code = self.process.wait(timeout=90)
-        self.reader.join()
-        return code
-
-    def post(self, body: dict[str, Any]) -> httpx.Response:
-        return httpx.post(self.url + CHAT, json=body, timeout=60)
+from tests.serve.serve_job import (
+    CHAT,
+    LONG,
+    SKY,
+    ServeJob,
+    engine_pids,
+    served_metric,
+    stream,
+    wait_for_answers,
+    wait_for_engines,
+    wait_until_idle,
+)
 
 
 @pytest.fixture(scope="module")
@@ -93,54 +54,6 @@ def served(storage: Path) -> Iterator[ServeJob]:
     job.wait_ready()
     yield job
     job.stop()
-
-
-def engine_pids(job: ServeJob) -> list[int]:
-    """Find the processes of the engines below the job's."""
-    below = psutil.Process(job.process.pid).children(recursive=True)
-    named = [(p.pid, process_title(p)) for p in below]
-    return sorted(pid for pid, name in named if "ServeReplica" in name and ":engine-" in name)
-
-
-def wait_for_engines(job: ServeJob, count: int) -> None:
-    """Wait until so many engines are there."""
-    deadline = time.monotonic() + 60
-    while len(engine_pids(job)) != count:
-        assert time.monotonic() < deadline, engine_pids(job)
-        time.sleep(0.5)
-
-
-def wait_for_answers(job: ServeJob, wanted: Callable[[set[str]], bool]) -> None:
-    """Ask until eight answers in a row, from whichever engines, are as wanted."""
-    deadline = time.monotonic() + 30
-    while not wanted({job.post(SKY).json()["choices"][0]["message"]["content"] for _ in range(8)}):
-        assert time.monotonic() < deadline, "the answers stay what they were"
-
-
-def served_metric(job: ServeJob, name: str) -> float:
-    """Read the sum of a metric over its labels."""
-    lines = httpx.get(f"{job.url}/metrics", timeout=60).text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
-
-
-def stream(url: str, body: dict[str, Any]) -> tuple[str, str]:
-    """Stream one answer; gives its text, and how it ended."""
-    text = ""
-    try:
-        with httpx.stream("POST", url + CHAT, json=body, timeout=60) as response:
-            if response.status_code != 200:
-                return "", f"status {response.status_code}"
-            for line in response.iter_lines():
-                if line == "data: [DONE]":
-                    return text, "done"
-                if line:
-                    chunk = json.loads(line.removeprefix("data: "))
-                    if "error" in chunk:
-                        return text, "error"
-                    text += "".join(c["delta"].get("content") or "" for c in chunk["choices"])
-    except httpx.HTTPError as error:
-        return text, type(error).__name__
-    return text, "broken"
 
 
 @pytest.mark.cluster
@@ -171,6 +84,41 @@ def test_newer_weights_are_taken_up_and_no_stream_is_dropped(
     wait_for_answers(served, lambda answers: answers == {WEATHER})
     [card] = httpx.get(f"{served.url}/v1/models", timeout=60).json()["data"]
     assert card["step"] == 30
+
+
+@pytest.mark.cluster
+def test_clients_that_leave_free_their_places_behind_ray_serve_too(served: ServeJob) -> None:
+    limits = httpx.Limits(max_connections=None)
+    with httpx.Client(timeout=60, limits=limits) as client, ThreadPoolExecutor(20) as pool:
+        request = client.build_request("POST", served.url + CHAT, json=LONG)
+        streams = list(pool.map(lambda _: client.send(request, stream=True), range(20)))
+        begun = served_metric(served, "vllm:num_requests_running")
+        for response in streams:
+            response.close()
+        wait_until_idle(served, 10)
+    whole = {**LONG, "stream": False}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(served.url + CHAT, json=whole, timeout=0.3)
+    wait_until_idle(served, 10)
+
+    assert begun > 0
+    assert served.post(SKY).status_code == 200
+
+
+@pytest.mark.cluster
+def test_the_openai_client_is_answered_through_ray_serve(served: ServeJob) -> None:
+    messages: Any = SKY["messages"]  # Any: its types want literal roles
+
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as client:
+        chat = client.chat.completions
+        whole = chat.create(model="chat", messages=messages, temperature=0)
+        chunks = chat.create(model="chat/sft", messages=messages, temperature=0, stream=True)
+        parts = [chunk.choices[0].delta.content or "" for chunk in chunks]
+        with pytest.raises(openai.NotFoundError):
+            chat.create(model="another", messages=messages)
+
+    assert whole.choices[0].message.content == WEATHER == "".join(parts)
+    assert whole.model == "chat/sft"
 
 
 @pytest.mark.cluster

@@ -20,7 +20,7 @@ from nanoray.serve.serve_config import ServeConfig
 from tests.chat_run import save_chat_run
 from tests.driver import connected
 from tests.running import Cluster, free_ports, start_job
-from tests.serve.test_deployment import CHAT, LONG, SKY, stream
+from tests.serve.serve_job import CHAT, LONG, SKY, stream
 
 SHARE = ReplicaShare(cpus=0.5, gpus=0, threads=1)
 
