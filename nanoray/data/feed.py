@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -114,12 +115,21 @@ class Source:
     plan: "ray.ObjectRef[DataPlan]"
     start: Cursor
     padding_rows: int
+    num_units: int
+    """How many are shared out to tasks."""
     pacer: Actor
 
     def read(self, batch: dict[str, npt.NDArray[np.int64]]) -> Iterator[Block]:
-        """Give the rows of the units that follow the start by the offsets in `batch["item"]`."""
+        """Give the rows of the units that follow the start by the offsets in `batch["item"]`.
+
+        The last task goes on beyond them for as long as rows are wanted: how many units a run needs
+        is an estimate, and a stream must not end before the last step.
+        """
         plan: DataPlan = ray.get(self.plan)
-        for offset in batch["item"].tolist():
+        offsets = batch["item"].tolist()
+        beyond = count(self.num_units) if offsets[-1] == self.num_units - 1 else ()
+        in_a_row = 0
+        for offset in chain(offsets, beyond):
             if offset == 0 and self.padding_rows:
                 padding = np.zeros((self.padding_rows, plan.max_seq_len + 1), np.int32)
                 yield unit_block(padding, PADDING_POSITION, 0)
@@ -131,18 +141,21 @@ class Source:
             first = self.start.row if offset == 0 else 0
             if first < len(unit.rows):
                 yield unit_block(unit.rows, position, first)
+            in_a_row = 0 if len(unit.rows) else in_a_row + 1
+            if in_a_row > 2 * len(plan.units):  # more than an epoch: no unit has a row
+                return
 
 
 @dataclass(frozen=True)
 class StreamStart:
-    """Where a stream begins and how far it reaches."""
+    """Where a stream begins and how it is read."""
 
     cursor: Cursor
     """The first row wanted."""
     padding_blocks: int
     """From `Layout.padding_blocks`."""
     num_units: int
-    """Must reach beyond the last step: Ray Data cuts and reassigns the last blocks of a stream."""
+    """How many are shared out to the readers; one of them alone reads what lies beyond."""
     num_readers: int
     """How many units are read at a time."""
 
@@ -161,10 +174,13 @@ def start_pacer(layout: Layout, most_workers: int, num_readers: int) -> Actor:
 
 
 def stream(plan: DataPlan, layout: Layout, start: StreamStart, pacer: Actor) -> Dataset:
-    """Build the stream of blocks from a cursor on; the pacer must have been reset to it."""
+    """Build the stream of blocks from a cursor on; the pacer must have been reset to it.
+
+    It has no end, so that Ray Data has no last blocks to cut and to reassign.
+    """
     per_task = min(UNITS_PER_TASK, max(1, start.num_units // TASKS_PER_STREAM))
     padding_rows = start.padding_blocks * layout.rows_per_block
-    source = Source(ray.put(plan), start.cursor, padding_rows, pacer)
+    source = Source(ray.put(plan), start.cursor, padding_rows, start.num_units, pacer)
     context = data_context()
     context._max_num_blocks_in_streaming_gen_buffer = 64
     # A task hands out what it has when this much has gathered, and keeps at most as much back.

@@ -159,7 +159,7 @@ class DataPlan:
         return rows[:num_rows]
 
     def sample_rows_per_unit(self) -> float:
-        """Estimate how many rows a unit gives, by packing some from all over the data.
+        """Estimate how many rows a unit of the mean size gives, by packing some.
 
         Bytes per token alone would not do: what is left of a unit is dropped, and a unit may be
         shorter than a row, or in another language than the rest.
@@ -169,11 +169,26 @@ class DataPlan:
             num_bytes += self.unit(num_units).num_bytes
             num_rows += len(self.pack(num_units).rows)
             num_units += 1
-        return (num_rows + 0.5) / num_units
+        # The sample may be of two units, and those larger than most or smaller.
+        return (num_rows + 0.5) * self.num_bytes / (num_bytes * len(self.units))
 
-    def num_units_for(self, num_rows: int, rows_per_unit: float) -> int:
-        """Estimate, on the safe side, how many units give that many rows."""
-        return 2 * int(num_rows / rows_per_unit) + min(len(self.units), 1000) + 16
+    def num_units_for(self, num_rows: int, rows_per_unit: float, first: int = 0) -> int:
+        """Estimate, on the safe side, how many units from a position on give that many rows.
+
+        Units differ in size, so it is their text that is counted.
+        """
+        wanted = 2 * num_rows / rows_per_unit * self.num_bytes / len(self.units)
+        position = first
+        while wanted > 0:
+            epochs = int(wanted // self.num_bytes) if position % len(self.units) == 0 else 0
+            wanted -= epochs * self.num_bytes or self.unit(position).num_bytes
+            position += epochs * len(self.units) or 1
+        return position - first + min(len(self.units), 1000) + 16
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Bytes of text in an epoch, estimated from the footers."""
+        return sum(unit.num_bytes for unit in self.units)
 
 
 def split_units(manifest: Manifest) -> tuple[list[Unit], list[Unit]]:

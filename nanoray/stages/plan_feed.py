@@ -17,7 +17,7 @@ from nanoray.train.validation import BitsPerByte
 from nanoray.train.world import World
 
 SPARE_STEPS = 8
-"""How far the stream reaches beyond the last step."""
+"""How far several readers reach beyond the last step, and not only one."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PlanFeed:
         start = StreamStart(
             cursor=cursor,
             padding_blocks=self.layout.padding_blocks(step, self.resources.num_workers),
-            num_units=self.plan.num_units_for(rows, self.rows_per_unit),
+            num_units=self.plan.num_units_for(rows, self.rows_per_unit, cursor.position),
             num_readers=self.resources.num_readers,
         )
         return stream(self.plan, self.layout, start, self.pacer)

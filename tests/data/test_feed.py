@@ -271,14 +271,28 @@ def test_readers_really_end_out_of_order_so_that_order_has_to_be_asked_for(ray_c
 
 
 @pytest.mark.cluster
-def test_the_stream_ends_with_the_rows_of_its_last_unit(ray_connection, plan):
-    start = StreamStart(MID_UNIT, 0, num_units=5, num_readers=READERS)
-    rows = [plan.pack(MID_UNIT.position + offset).rows for offset in range(5)]
-    wanted = np.concatenate(rows)[MID_UNIT.row :]
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_the_stream_goes_on_beyond_the_units_that_were_thought_to_be_enough(
+    ray_connection, plan, world_size
+):
+    start = StreamStart(MID_UNIT, 1, num_units=5, num_readers=READERS)
+    rows = sum(len(plan.pack(MID_UNIT.position + offset).rows) for offset in range(5))
+    num_blocks = 2 * rows // LAYOUT.rows_per_block // world_size
 
-    [blocks] = open_stream(plan, start, 1, in_order=True).blocks(1000)
+    got = open_stream(plan, start, world_size, in_order=True).blocks(num_blocks)
 
-    assert np.array_equal(np.concatenate([block["tokens"] for block in blocks]), wanted)
+    assert all_same(got, expected_blocks(plan, start, world_size, num_blocks))
+
+
+@pytest.mark.cluster
+def test_a_stream_of_units_that_are_too_short_for_a_row_ends(ray_connection, tmp_path):
+    write_shard(tmp_path / "a.parquet", ["short", "words"], row_group_size=1)
+    write_shard(tmp_path / "b.parquet", ["validation"])
+    manifest = make_manifest(str(tmp_path), "text")
+    short = DataPlan(manifest, Tokenizer([]), max_seq_len=100, packing="bestfit", seed=0)
+    start = StreamStart(Cursor(), 0, num_units=5, num_readers=READERS)
+
+    assert open_stream(short, start, 1, in_order=True).blocks(1) == [[]]
 
 
 class Consumer:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanoray.config import DataError
+from nanoray.data import plan as plan_module
 from nanoray.data.manifest import UNIT_BYTES, Manifest, make_manifest
 from nanoray.data.plan import DataPlan, Unit, read_documents, split_units
 from nanoray.text.tokenizer import Tokenizer
@@ -347,6 +348,36 @@ def test_the_estimate_of_units_never_falls_short_of_the_rows(tmp_path, corpus, p
 
     rows_of_unit = {unit: len(plan.pack_unit(unit).rows) for unit in plan.units}
     assert sum(rows_of_unit[plan.unit(i)] for i in range(num_units)) >= num_rows
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, dict[Unit, int]]:
+    """1,000 units, of which 15 % are 13 times as large as the others, and the rows of each."""
+    folder = tmp_path_factory.mktemp("uneven")
+    sizes = np.random.default_rng(0).permutation([4000] * 150 + [300] * 850)
+    # A row group is a unit: a single document cannot be cut, and two are too large to be joined.
+    write_row_groups(folder / "a.parquet", [["some words of it " * (n // 17)] for n in sizes])
+    write_shard(folder / "b.parquet", ["validation"])
+    manifest = replace(make_manifest(str(folder), "text"), unit_bytes=1200)
+    plan = make_plan(manifest, tiny_tokenizer(), max_seq_len=16)
+    assert len(plan.units) == 1000
+    return manifest, {unit: len(plan.pack_unit(unit).rows) for unit in plan.units}
+
+
+@pytest.mark.parametrize("epochs", [3, 10])
+def test_the_estimate_does_not_fall_short_where_units_are_uneven(uneven, epochs, monkeypatch):
+    monkeypatch.setattr(plan_module, "SAMPLE_BYTES", 4194)  # as 4 MiB are to units of 4 MB
+    manifest, rows_of_unit = uneven
+    num_rows, first = epochs * sum(rows_of_unit.values()), 1234
+    found = []
+
+    for seed in range(30):
+        plan = make_plan(manifest, tiny_tokenizer(), max_seq_len=16, seed=seed)
+        num_units = plan.num_units_for(num_rows, plan.sample_rows_per_unit(), first)
+        found.append(sum(rows_of_unit[plan.unit(first + i)] for i in range(num_units)) / num_rows)
+
+    assert min(found) > 1.5
+    assert max(found) < 3  # a stream far too long would be slow to start
 
 
 def test_of_a_large_row_group_a_unit_reads_a_few_rows_at_a_time(tmp_path: Path) -> None:
