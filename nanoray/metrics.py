@@ -48,7 +48,8 @@ class StepLog:
         self.uploaded = time.monotonic()
         # Unbuffered: a write that fails has written nothing, and one that does not says how much.
         self.file = open(path, "ab", buffering=0) if is_local(fs) else None  # noqa: SIM115 (stays)
-        self.file_bytes = len(text)
+        self.good_bytes = self.file_bytes = len(text)
+        """Of the file; what stands behind the good ones is out of date."""
         self.unwritten = b""
         self.is_failing = False
         self.lock = threading.Lock()
@@ -72,9 +73,7 @@ class StepLog:
             self.lines[-1] = json.dumps({**json.loads(self.lines[-1]), **values})
             in_file = max(0, old - len(self.unwritten))
             self.unwritten = self.unwritten[: len(self.unwritten) - (old - in_file)]
-            if in_file and self.file is not None:
-                self.file_bytes -= in_file
-                self.file.truncate(self.file_bytes)
+            self.good_bytes -= in_file
             self.unwritten += self.lines[-1].encode() + b"\n"
             self._write_if_possible()
 
@@ -105,9 +104,12 @@ class StepLog:
             self.uploaded = time.monotonic()
             write_file(self.fs, self.path, "".join(line + "\n" for line in self.lines).encode())
             self.unwritten = b""
+        if self.file is not None and self.good_bytes < self.file_bytes:
+            self.file.truncate(self.good_bytes)
+            self.file_bytes = self.good_bytes
         while self.unwritten and self.file is not None:
             num_bytes = self.file.write(self.unwritten)
-            self.file_bytes += num_bytes
+            self.file_bytes = self.good_bytes = self.good_bytes + num_bytes
             self.unwritten = self.unwritten[num_bytes:]
         self.is_failing = False
 

@@ -288,3 +288,60 @@ def test_lines_that_a_full_disk_does_not_take_are_written_later(tmp_path, caplog
     log.close()
     assert read_metrics(LocalFileSystem(), path) == [{"step": 1}, *steps, last]
     assert caplog.text.count("its lines are kept") == 1
+
+
+class StaleFile:
+    """The raw file of a log in a folder that can be away for a while."""
+
+    is_away = False
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def write(self, content: bytes) -> int:
+        self._check()
+        return int(self.file.write(content))
+
+    def truncate(self, size: int) -> int:
+        self._check()
+        return int(self.file.truncate(size))
+
+    def _check(self) -> None:
+        if self.is_away:
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+@pytest.mark.parametrize("comes_back", ["before the next step", "later"])
+def test_a_folder_that_is_away_between_a_step_and_what_is_added_to_it_stops_nothing(
+    tmp_path, caplog, comes_back
+):
+    path = str(tmp_path / "metrics.jsonl")
+    log = StepLog(LocalFileSystem(), path, last_step=0)
+    storage: Any = StaleFile(log.file)
+    log.file = storage
+    log.append({"step": 1})
+    log.append({"step": 2})
+
+    storage.is_away = True
+    log.amend({"checkpoint/stall_seconds": 0.5})
+    log.amend({"validation/bits_per_byte": 1.5})
+    if comes_back == "later":
+        log.append({"step": 3})
+        log.amend({"more": 1})
+    storage.is_away = False
+    if comes_back != "later":
+        log.append({"step": 3})
+        log.amend({"more": 1})
+    log.flush()
+    log.close()
+
+    added = {"checkpoint/stall_seconds": 0.5, "validation/bits_per_byte": 1.5}
+    assert read_metrics(LocalFileSystem(), path) == [
+        {"step": 1},
+        {"step": 2, **added},
+        {"step": 3, "more": 1},
+    ]
+    assert caplog.text.count("its lines are kept") == 1
