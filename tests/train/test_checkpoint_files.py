@@ -3,8 +3,6 @@ import os
 import random
 import time
 from collections.abc import Callable
-from itertools import count
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 import torch
 
 from nanoray import storage
-from nanoray.storage import RunFolder, StageFolder, list_folder, with_patience
+from nanoray.storage import StageFolder, list_folder, with_patience
 from nanoray.train.checkpoint import Checkpointer, SavePolicy
 from nanoray.train.checkpoint_files import (
     LocalFiles,
@@ -23,15 +21,13 @@ from nanoray.train.checkpoint_files import (
     find_damage,
     first_step,
     load_weights,
-    lock_out,
     move_aside,
     newest_verified_step,
     step_name,
 )
-from nanoray.train.state import TrainState
 from nanoray.train.world import LocalWorld
-from tests.train.ranks import GroupWorld, process_context
-from tests.train.tiny_run import contents, scramble, tiny_model, tiny_state
+from tests.train.ranks import GroupWorld
+from tests.train.tiny_run import scramble, tiny_model, tiny_state
 
 OPTIMIZER_FILE = "optimizer-00000-of-00001.safetensors"
 
@@ -251,65 +247,6 @@ def test_files_of_a_bucket_are_fetched_only_while_they_are_needed(bucket):
         load_weights(model, path)
 
     assert not os.path.exists(path)
-
-
-def big_state(step: int) -> TrainState:
-    """Give a state of some megabytes whose every number says its step."""
-    state = tiny_state(vocab_size=8192)
-    fill(state, step)
-    return state
-
-
-def fill(state: TrainState, step: int) -> None:
-    state.step = step
-    with torch.no_grad():
-        for tensor in [*state.model.parameters(), *(s.tensor for s in state.optimizer.slices())]:
-            tensor.fill_(step)
-
-
-def save_for_ever(place: str, ready: Connection) -> None:
-    """Go on from the newest verified step as a run does, and save every step."""
-    torch.set_num_threads(1)
-    folder = RunFolder(place, "tiny").stage("pretrain")
-    attempt = folder.run.begin_attempt("pretrain")
-    lock_out(folder)
-    first = newest_verified_step(folder) or 0
-    checkpointer = Checkpointer(folder, LocalWorld(), attempt=attempt, facts={})
-    state = big_state(first)
-    if first:
-        checkpointer.restore(state, first)
-    ready.send(first)
-    for step in count(first + 1):
-        fill(state, step)
-        checkpointer.save(state)
-
-
-def test_kill_9_at_any_moment_leaves_only_whole_steps(disk):
-    draw, processes = random.Random(0), process_context()
-    newest, half_written = 0, 0
-    place = disk.run.storage
-
-    for _ in range(10):
-        ours, theirs = processes.Pipe()
-        saver = processes.Process(target=save_for_ever, args=(place, theirs), daemon=True)
-        saver.start()
-        assert ours.poll(60)
-        assert ours.recv() == newest
-        time.sleep(draw.uniform(0.05, 0.4))
-        saver.kill()
-        saver.join()
-
-        names = list_folder(disk.fs, disk.path("checkpoints"))
-        half_written += any(name.startswith(".") for name in names)
-        for step in committed_steps(disk):
-            assert find_damage(disk.fs, disk.path("checkpoints", step_name(step))) is None
-        newest = committed_steps(disk)[-1] if committed_steps(disk) else 0
-
-    restored = big_state(-1)
-    Checkpointer(disk, LocalWorld(), attempt=99, facts={}).restore(restored, newest)
-    assert restored.step == newest > 10
-    assert all((tensor == newest).all() for tensor in contents(restored).values())
-    assert half_written > 0, "no kill came while a step was written"
 
 
 def test_a_start_is_at_0_only_where_nothing_was_ever_saved(folder):
