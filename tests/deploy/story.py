@@ -131,17 +131,20 @@ STORY = (
     Step("python jobs/forecast.py small --depth 34 --ratio 40 --gpu h100", tells="cost"),
     Step("python jobs/bench.py train --depth 12", BENCH, tells="tokens"),
     Step(
-        "python jobs/bench.py train --data ../shared/data/text --dtype bfloat16",
+        "python jobs/bench.py train --data ../shared/data/text --dtype bfloat16 "
+        "--skip-seconds 15 --seconds 40",
         BENCH,
         tells="tokens",
     ),
     Step(
-        "python jobs/bench.py train --data ../shared/data/text --dtype float32",
+        "python jobs/bench.py train --data ../shared/data/text --dtype float32 "
+        "--skip-seconds 15 --seconds 40",
         BENCH,
         tells="tokens",
     ),
     Step(
-        "python jobs/bench.py stream --data ../shared/data/text --repeats 1",
+        "python jobs/bench.py stream --data ../shared/data/text --repeats 1 "
+        "--skip-seconds 40 --seconds 60",
         "--data {data} --depth 1 --seconds 3 --skip-seconds 1",
     ),
 )
