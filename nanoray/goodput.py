@@ -1,13 +1,14 @@
 """Where a run's time went, from its very first start on, without a remainder.
 
 Rank 0 books all time that has passed since it last looked to one category, so the categories always
-add up to the time since the first start. The sums stand in each line of metrics.jsonl. What lies
-between the last line of a group and the first step of the next is booked by the events of
-`events.py`, and the steps that were lost in between are moved to `recomputed`.
+add up to the time since the first start. Within a process that time goes on evenly, however the
+machine's clock is set; between two, their clocks are compared. The sums stand in each line of
+metrics.jsonl. What lies between the last line of a group and the first step of the next is booked
+by the events of `events.py`, and the steps that were lost in between are moved to `recomputed`.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nanoray.events import DONE, Event, append_event, read_events
@@ -42,6 +43,12 @@ AFTER = {
 """What a run does from an event on."""
 
 
+def steady_clock() -> Callable[[], float]:
+    """Give a clock that begins with this machine's and goes on evenly, however that one is set."""
+    began = time.time() - time.monotonic()
+    return lambda: began + time.monotonic()
+
+
 class Account:
     """Seconds by category; `until` is the moment up to which all time is booked."""
 
@@ -49,10 +56,12 @@ class Account:
         self,
         origin: float,
         seconds: dict[str, float] | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         """Go on from the sums of an earlier account that began at `origin`, or begin there."""
-        self.origin, self.clock = origin, clock
+        self.origin, self.clock = origin, clock or steady_clock()
+        self.ahead = 0.0
+        """By how much the account is ahead of a clock that was set back between two processes."""
         self.seconds = {name: (seconds or {}).get(name, 0.0) for name in CATEGORIES}
         self.is_first_step = True
         self.doing = "waiting"
@@ -64,8 +73,8 @@ class Account:
         return sum(self.seconds.values())
 
     def spend(self, category: str, until: float | None = None) -> float:
-        """Book the time that has passed, and give it; a clock that was set back books nothing."""
-        now = self.clock() if until is None else until
+        """Book the time that has passed, and give it."""
+        now = self.clock() + self.ahead if until is None else until
         passed = max(0.0, now - self.origin - self.total)
         self.seconds[category] += passed
         return passed
@@ -85,12 +94,26 @@ class Account:
         """Give the sums under their names in metrics.jsonl."""
         return {key(name): round(seconds, 3) for name, seconds in self.seconds.items()}
 
-    def book_events(self, events: Iterable[Event]) -> None:
+    def catch_up(self) -> None:
+        """Go on from here, where the clock was set back since the account was written down."""
+        self.ahead = max(self.ahead, self.origin + self.total - self.clock())
+
+    def book_events(self, events: Sequence[Event]) -> None:
         """Book the time between events that lie behind the last step of a group."""
-        for event in events:
-            kind, at = event["event"], float(event["time"])
-            if at < self.origin + self.total:
-                continue
+        kinds = [event["event"] for event in events]
+        newest = max((i for i, kind in enumerate(kinds) if kind == "account"), default=-1)
+        ahead = before = 0.0
+        for i, (kind, event) in enumerate(zip(kinds, events, strict=True)):
+            until = self.origin + self.total
+            was_set_back, before = i > newest and event["time"] < before, event["time"]
+            if i == newest:
+                told = sum(event["seconds"].values())
+                self.ahead = ahead = max(0.0, self.origin + told - float(event["time"]))
+            if was_set_back:
+                ahead = max(ahead, until - event["time"])
+            at = float(event["time"]) + ahead
+            if at < until and not was_set_back:
+                continue  # it is in the sums
             if kind == "start":  # whatever ran before it was killed, or stopped
                 self.doing = "stopped"
             elif kind == "stop" and event["why"] == DONE and self.doing == "waiting":
@@ -115,9 +138,10 @@ def sums_of(record: dict[str, Any]) -> dict[str, float]:  # Any: JSON
 
 
 def newest_account(
-    events: list[Event], records: Records, clock: Callable[[], float] = time.time
+    events: list[Event], records: Records, clock: Callable[[], float] | None = None
 ) -> Account:
     """Give the account as far as steps and events tell."""
+    clock = clock or steady_clock()
     told = [sums_of(record) for record in records[-1:]]
     told += [event["seconds"] for event in events if event["event"] == "account"][-1:]
     newest = max(told, key=lambda sums: sum(sums.values()), default={})
@@ -133,7 +157,9 @@ def read_account(folder: StageFolder) -> Account:
     )
 
 
-def open_account(folder: StageFolder, step: int, clock: Callable[[], float] = time.time) -> Account:
+def open_account(
+    folder: StageFolder, step: int, clock: Callable[[], float] | None = None
+) -> Account:
     """Go on with the account of a stage, for a group that begins at a step.
 
     To be called before metrics.jsonl is cut back: what was lost stands only there.
@@ -144,6 +170,7 @@ def open_account(folder: StageFolder, step: int, clock: Callable[[], float] = ti
     )
     account = newest_account(events, records, clock)
     account.spend(account.doing)
+    account.catch_up()
     counted = {record["step"]: sums_of(record) for record in records}.get(step, {})
     # The first steps of a branch are its trunk's, and have no sums.
     if (
@@ -154,5 +181,5 @@ def open_account(folder: StageFolder, step: int, clock: Callable[[], float] = ti
         lost = account.seconds["productive"] - counted.get("productive", 0.0)
         account.seconds["productive"] -= max(0.0, lost)
         account.seconds["recomputed"] += max(0.0, lost)
-    append_event(folder, "account", time=clock(), step=step, seconds=account.seconds)
+    append_event(folder, "account", time=account.clock(), step=step, seconds=account.seconds)
     return account

@@ -223,3 +223,46 @@ def test_a_run_pays_for_no_time_in_which_it_holds_no_workers():
 
     assert paid_seconds(seconds) == len(CATEGORIES) - 2
     assert paid_seconds({**seconds, "waiting": 1e6, "stopped": 1e6}) == len(CATEGORIES) - 2
+
+
+def test_a_clock_that_is_set_while_a_group_trains_changes_nothing(folder, monkeypatch):
+    real, jumps = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: real() + jumps[-1])
+    account = open_account(folder, 0)
+    account.spend_step(0.0, skipped=False)
+
+    for jump in (3600.0, -3600.0):
+        jumps.append(jump)
+        time.sleep(0.05)
+        assert 0.05 <= account.spend("productive") < 60
+
+
+def test_a_start_while_another_one_trains_is_no_clock_that_was_set_back(folder):
+    clock = Clock()
+    events(folder, (0, "start"), (0, "submit"), (0, "begin"))
+    group(folder, clock, 0, 0, [10, 100, 200])
+    events(folder, (50, "start"), (60, "submit"), (205, "begin"))
+
+    account = group(folder, clock, 210, 3, [220])
+
+    assert account.total == 220
+
+
+def test_a_clock_that_is_set_back_between_two_groups_costs_at_most_the_time_between_them(folder):
+    clock = Clock()
+    events(folder, (5000, "start"), (5000, "submit"), (5000, "begin"))
+    group(folder, clock, 5000, 0, [5010, 5020, 5030])
+    events(folder, (2000, "failure"), (2007, "begin"))  # the clock was set back by some 3000 s
+
+    account = group(folder, clock, 2010, 3, [2020, 2030])
+
+    assert spent(account) == {
+        "start_up": 10 + 10,
+        "data_wait": 2 + 1,
+        "productive": 18 + 9,
+        "waiting": 7,
+    }
+    events(folder, (2034, "failure"), (2040, "begin"))
+    again = group(folder, clock, 2045, 5, [2055])
+    assert again.total == account.total + 25
+    assert again.seconds["waiting"] == 7 + 4 + 6
