@@ -101,7 +101,7 @@ class RunConfig:
     keep_every: int | None = None
     """Keep, besides the newest, each checkpoint whose step is a multiple of this."""
     max_cost: float | None = None
-    """Save and stop once the stage, in all its starts, has cost so many dollars."""
+    """Save and stop once the stage's workers, in all its starts, have cost so many dollars."""
     dollars_per_gpu_hour: float | None = None
     """Price of a GPU, or on CPUs of a worker; by default that of its kind (nanoray/prices.py)."""
     num_steps: int | None = identity()

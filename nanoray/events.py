@@ -3,9 +3,10 @@
 Unlike metrics.jsonl it is never cut back. Events, in the order of a run's life:
 
     start    somebody started the job
-    submit   it asked the cluster for workers; where they are GPUs, `dollars_per_hour` of all
-    begin    a group of workers begins: `attempt`, `step` from which it goes on
-    account  it goes through its first step: seconds spent so far, see `goodput.py`
+    submit   it asked the cluster for workers; older runs told `dollars_per_hour` of the most here
+    begin    a group of workers begins: `attempt`, `step` from which it goes on, `num_workers`,
+             and where they have a price `dollars_per_hour` of all that it holds
+    account  it goes through its first step: seconds and dollars spent so far, see `goodput.py`
     failure  it failed: `cause`, `rank`, and whether it starts `again`
     growth   it made way for a larger one
     stop     the job ended, and says `why`; a job that was killed says nothing

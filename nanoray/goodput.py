@@ -5,6 +5,9 @@ add up to the time since the first start. Within a process that time goes on eve
 machine's clock is set; between two, their clocks are compared. The sums stand in each line of
 metrics.jsonl. What lies between the last line of a group and the first step of the next is booked
 by the events of `events.py`, and the steps that were lost in between are moved to `recomputed`.
+
+The money stands beside the time. Each group tells with its beginning what an hour of all that it
+holds costs, and while it is there every second that is booked adds to the sum.
 """
 
 import time
@@ -31,6 +34,11 @@ CATEGORIES = {
 UNPAID = ("waiting", "stopped")
 """In which no workers are held."""
 
+DOLLARS = "cost/dollars"
+"""The name of the money in metrics.jsonl."""
+PRICE = "dollars_per_hour"
+"""The name of a price among the values of an event."""
+
 AFTER = {
     "start": "start_up",
     "submit": "waiting",
@@ -50,7 +58,7 @@ def steady_clock() -> Callable[[], float]:
 
 
 class Account:
-    """Seconds by category; `until` is the moment up to which all time is booked."""
+    """Seconds by category, all time since `origin`, and the dollars that they have cost."""
 
     def __init__(
         self,
@@ -63,6 +71,12 @@ class Account:
         self.ahead = 0.0
         """By how much the account is ahead of a clock that was set back between two processes."""
         self.seconds = {name: (seconds or {}).get(name, 0.0) for name in CATEGORIES}
+        self.dollars: float | None = None
+        """None as long as nothing that was held has a price."""
+        self.unpriced_seconds = 0.0
+        """Of workers that were held before anything had a price."""
+        self.dollars_per_hour = 0.0
+        """Of what is held since the last event."""
         self.is_first_step = True
         self.doing = "waiting"
         """What the run does since the last event."""
@@ -77,6 +91,8 @@ class Account:
         now = self.clock() + self.ahead if until is None else until
         passed = max(0.0, now - self.origin - self.total)
         self.seconds[category] += passed
+        if self.dollars is not None and category not in UNPAID:
+            self.dollars += passed / 3600 * self.dollars_per_hour
         return passed
 
     def spend_step(self, data_wait_seconds: float, *, skipped: bool) -> None:
@@ -92,7 +108,8 @@ class Account:
 
     def values(self) -> dict[str, float]:
         """Give the sums under their names in metrics.jsonl."""
-        return {key(name): round(seconds, 3) for name, seconds in self.seconds.items()}
+        values = {key(name): round(seconds, 3) for name, seconds in self.seconds.items()}
+        return values if self.dollars is None else {**values, DOLLARS: round(self.dollars, 6)}
 
     def catch_up(self) -> None:
         """Go on from here, where the clock was set back since the account was written down."""
@@ -100,6 +117,9 @@ class Account:
 
     def book_events(self, events: Sequence[Event]) -> None:
         """Book the time between events that lie behind the last step of a group."""
+        if self.dollars is None:
+            self.unpriced_seconds = paid_seconds(self.seconds)
+            self.dollars = self.cost_without_price(events)
         kinds = [event["event"] for event in events]
         newest = max((i for i, kind in enumerate(kinds) if kind == "account"), default=-1)
         ahead = before = 0.0
@@ -112,14 +132,28 @@ class Account:
             if was_set_back:
                 ahead = max(ahead, until - event["time"])
             at = float(event["time"]) + ahead
-            if at < until and not was_set_back:
-                continue  # it is in the sums
-            if kind == "start":  # whatever ran before it was killed, or stopped
-                self.doing = "stopped"
-            elif kind == "stop" and event["why"] == DONE and self.doing == "waiting":
-                self.doing = "start_up"
-            self.spend(self.doing, at)
-            self.doing = AFTER[kind]
+            if at >= until or was_set_back:  # it is not in the sums
+                if kind == "start":  # whatever ran before it was killed, or stopped
+                    self.doing = "stopped"
+                elif kind == "stop" and event["why"] == DONE and self.doing == "waiting":
+                    self.doing = "start_up"
+                self.spend(self.doing, at)
+                self.doing = AFTER[kind]
+            if kind == "start":  # its driver prepares, and holds no workers yet
+                self.dollars_per_hour = 0.0
+            self.dollars_per_hour = event.get(PRICE, self.dollars_per_hour)
+
+    def cost_without_price(self, events: Sequence[Event]) -> float | None:
+        """Give what the unpriced seconds cost; None where no price is known.
+
+        Older runs have them, whose newest price then counts, and runs on CPUs from before somebody
+        asked for their cost, for which the first one does.
+        """
+        until = self.origin + self.total
+        prices = [(float(e["time"]), float(e[PRICE])) for e in events if PRICE in e]
+        known = [price for at, price in prices if at <= until][-1:]
+        known += [price for _, price in prices[:1]]
+        return known[0] * self.unpriced_seconds / 3600 if known else None
 
 
 def paid_seconds(seconds: dict[str, float]) -> float:
@@ -142,10 +176,13 @@ def newest_account(
 ) -> Account:
     """Give the account as far as steps and events tell."""
     clock = clock or steady_clock()
-    told = [sums_of(record) for record in records[-1:]]
-    told += [event["seconds"] for event in events if event["event"] == "account"][-1:]
-    newest = max(told, key=lambda sums: sum(sums.values()), default={})
-    account = Account(float(events[0]["time"]) if events else clock(), newest, clock)
+    told: list[tuple[dict[str, float], float | None]] = [
+        (sums_of(record), record.get(DOLLARS)) for record in records[-1:]
+    ]
+    told += [(e["seconds"], e.get("dollars")) for e in events if e["event"] == "account"][-1:]
+    seconds, dollars = max(told, key=lambda one: sum(one[0].values()), default=({}, None))
+    account = Account(float(events[0]["time"]) if events else clock(), seconds, clock)
+    account.dollars = dollars
     account.book_events(events)
     return account
 
@@ -181,5 +218,7 @@ def open_account(
         lost = account.seconds["productive"] - counted.get("productive", 0.0)
         account.seconds["productive"] -= max(0.0, lost)
         account.seconds["recomputed"] += max(0.0, lost)
-    append_event(folder, "account", time=account.clock(), step=step, seconds=account.seconds)
+    values = {} if account.dollars is None else {"dollars": account.dollars}
+    facts = {"step": step, "seconds": account.seconds, **values}
+    append_event(folder, "account", time=account.clock(), **facts)
     return account

@@ -14,7 +14,7 @@ from nanoray.credentials import without_secrets
 
 
 class Facts(ProgressColumn):
-    """Loss, speed and utilization of the newest step."""
+    """Loss, speed, utilization and cost of the newest step."""
 
     def render(self, task: Task) -> Text:
         """Give the column's text."""
@@ -28,6 +28,7 @@ FACTS = (
     ("validation/bits_per_byte", 1, "bpb {:.4f}"),
     ("rl/reward", 1, "reward {:.3f}"),
     ("validation/pass_at_1", 1, "pass@1 {:.3f}"),
+    ("cost/dollars", 1, "${:,.2f}"),
 )
 """What is told of a step: its name, a factor, and how it is written."""
 

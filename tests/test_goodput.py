@@ -209,10 +209,9 @@ def test_after_real_kills_the_parts_sum_to_the_wall_time(tmp_path):
 
 
 def wait_for_step(folder: StageFolder, step: int, deadline: float) -> None:
-    path = Path(folder.path("metrics.jsonl"))
     while time.time() < deadline:
-        lines = path.read_text().splitlines() if path.exists() else []
-        if any(json.loads(line)["step"] >= step for line in lines if line.endswith("}")):
+        lines = read_metrics(folder.fs, folder.path("metrics.jsonl"))
+        if any(line["step"] >= step for line in lines):
             return
         time.sleep(0.002)
     raise AssertionError(f"step {step} never came")
@@ -266,3 +265,97 @@ def test_a_clock_that_is_set_back_between_two_groups_costs_at_most_the_time_betw
     again = group(folder, clock, 2045, 5, [2055])
     assert again.total == account.total + 25
     assert again.seconds["waiting"] == 7 + 4 + 6
+
+
+def begin(folder: StageFolder, at: float, dollars_per_hour: float) -> None:
+    append_event(folder, "begin", time=at, dollars_per_hour=dollars_per_hour)
+
+
+def test_each_group_costs_what_it_held_for_as_long_as_it_held_it(folder):
+    clock = Clock()
+    events(folder, (0, "start"), (600, "submit"))  # prepares for ten minutes, with no workers
+    begin(folder, 900, 32 * 3.0)
+    group(folder, clock, 1000, 0, [2700, 4500])  # an hour on 32 GPUs
+    events(folder, (4500, "stop interrupted"), (9000, "start"), (9100, "submit"))
+    begin(folder, 9200, 8 * 3.0)
+    group(folder, clock, 9300, 2, [11000, 12800])  # an hour on 8
+    events(folder, (12800, "growth"))
+    begin(folder, 13000, 16 * 3.0)
+
+    account = group(folder, clock, 13100, 4, [14000, 14800])  # half an hour on 16
+
+    assert account.dollars == pytest.approx(96 + 24 + 24)
+    assert read_account(folder).dollars == pytest.approx(144)
+    assert account.total == 14800
+    last = read_metrics(folder.fs, folder.path("metrics.jsonl"))[-1]
+    assert last["cost/dollars"] == pytest.approx(144)
+
+
+def test_lost_steps_and_starts_that_fail_are_paid_and_the_time_between_is_not(folder):
+    clock = Clock()
+    events(folder, (0, "start"), (0, "submit"))
+    begin(folder, 0, 3600.0)  # a dollar per second
+    group(folder, clock, 10, 0, [20, 30, 40])  # saved after step 1
+    events(folder, (50, "failure"))
+    begin(folder, 100, 7200.0)
+    events(folder, (110, "failure"))  # before its first step
+    begin(folder, 200, 1800.0)
+
+    account = group(folder, clock, 210, 1, [220])
+
+    assert account.dollars == pytest.approx(40 + 20 + 10)
+    assert account.seconds["recomputed"] > 0
+
+
+def test_ending_well_is_paid_and_preparing_the_next_start_is_not(folder):
+    events(folder, (0, "start"), (0, "submit"))
+    begin(folder, 0, 3600.0)
+    group(folder, Clock(), 0, 0, [10])
+    events(folder, (15, "stop done"), (100, "start"), (130, "submit"))
+
+    account = read_account(folder)
+
+    assert account.dollars == pytest.approx(15)
+    assert account.seconds["start_up"] == 10 + 5 + 30
+
+
+def old_run(folder: StageFolder, clock: Clock) -> None:
+    """Write what a run left that told its price when it asked for workers, and no sums of money."""
+    append_event(folder, "start", time=0)
+    append_event(folder, "submit", time=0, dollars_per_hour=3600.0)
+    append_event(folder, "begin", time=0)
+    group(folder, clock, 0, 0, [50, 100])
+    for name in ("metrics.jsonl", "events.jsonl"):
+        path = Path(folder.path(name))
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for line in lines:
+            for added in ("cost/dollars", "dollars"):
+                line.pop(added, None)
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_run_that_began_before_the_money_was_summed_goes_on_from_its_price(folder):
+    clock = Clock()
+    old_run(folder, clock)
+    assert read_account(folder).dollars == pytest.approx(100)
+
+    events(folder, (100, "stop interrupted"), (500, "start"), (500, "submit"))
+    begin(folder, 500, 900.0)
+    account = group(folder, clock, 500, 2, [600])
+
+    assert account.dollars == pytest.approx(100 + 25)
+    assert read_account(folder).dollars == pytest.approx(125)
+
+
+def test_without_a_price_there_is_no_cost_until_somebody_asks_for_that_of_all(folder):
+    clock = Clock()
+    events(folder, (0, "start"), (0, "submit"), (0, "begin"))
+    account = group(folder, clock, 0, 0, [50, 100])
+    assert account.dollars is None
+    assert read_account(folder).unpriced_seconds == 100
+
+    events(folder, (100, "stop interrupted"), (500, "start"), (500, "submit"))
+    begin(folder, 500, 3600.0)
+    account = group(folder, clock, 500, 2, [600])
+
+    assert account.dollars == pytest.approx(100 + 100)

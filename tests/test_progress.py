@@ -176,3 +176,7 @@ def test_what_is_not_known_is_not_mentioned() -> None:
 )
 def test_a_duration_is_written_in_the_unit_that_fits(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_the_cost_so_far_is_told_where_it_is_counted() -> None:
+    assert describe(values(10, **{"cost/dollars": 1234.5})).endswith("mfu 47.4 %  $1,234.50")

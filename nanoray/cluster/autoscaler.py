@@ -23,13 +23,14 @@ ADDRESS_ARGUMENT = "--gcs-address="
 
 
 def possible_nodes(gcs_address: str) -> list[dict[str, float]]:
-    """List the CPUs and GPUs of each node that a cluster has at its autoscaler's maximum.
+    """List the resources of each node that a cluster has at its autoscaler's maximum.
 
     Args:
         gcs_address: of the cluster, HOST:PORT.
 
     Returns:
-        One entry per node, the head's among them; empty where nothing is known of an autoscaler.
+        One entry per node, the head's among them, with CPU and GPU in each; empty where nothing is
+        known of an autoscaler.
     """
     told = os.environ.get(VARIABLE)
     if told:
@@ -69,7 +70,8 @@ def nodes_at_most(config: dict[str, Any]) -> list[dict[str, float]]:  # Any: YAM
     left = int(config.get("max_workers") or 0)
     kinds = config.get("available_node_types") or {}
     sizes = {
-        name: {unit: float(kind.get("resources", {}).get(unit, 0)) for unit in ("CPU", "GPU")}
+        name: {"CPU": 0.0, "GPU": 0.0}
+        | {unit: float(amount) for unit, amount in kind.get("resources", {}).items()}
         for name, kind in kinds.items()
     }
     nodes = [sizes[head]] if head in sizes else []

@@ -314,15 +314,6 @@ def node_cpus(total: float) -> list[float]:
     return nodes
 
 
-def device_kind() -> str:
-    """Name what workers train on: "cpu", or a GPU as Ray knows it, such as "h100"."""
-    if cluster_total()["GPU"] < 1:
-        return "cpu"
-    prefix = "accelerator_type:"
-    kinds = [name for name in ray.cluster_resources() if name.startswith(prefix)]
-    return kinds[0].removeprefix(prefix).lower() if kinds else "gpu"
-
-
 def gpus_present() -> int:
     """Count the GPUs of the nodes that are there now."""
     return int(ray.cluster_resources().get("GPU", 0))
@@ -352,5 +343,5 @@ def node_sizes() -> list[dict[str, float]]:
 
 
 def nodes_to_come() -> list[dict[str, float]]:
-    """List the CPUs and GPUs of each node that the cluster's autoscaler may have at a time."""
+    """List the resources of each node that the cluster's autoscaler may have at a time."""
     return possible_nodes(ray.get_runtime_context().gcs_address)

@@ -1,7 +1,5 @@
-"""A run that may take so much and no more: it saves and stops when that is spent."""
+"""A run that may cost so much and no more: it saves and stops when that is spent."""
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import ray
@@ -11,33 +9,24 @@ from nanoray.data.feed import Actor
 
 @dataclass(frozen=True)
 class Allowance:
-    """What a start of a run may take."""
+    """What a start of a run may spend."""
 
-    seconds: float
-    """With workers."""
+    dollars: float
     reason: str
-    """Told when they are over."""
+    """Told when they are spent."""
 
 
 class Deadline:
-    """Asks the workers of a run to stop when its time is over."""
+    """Asks the workers of a run to stop when its money is spent."""
 
-    def __init__(
-        self, monitor: Actor, allowance: Allowance, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.monitor, self.reason, self.clock = monitor, allowance.reason, clock
-        self.left, self.looked = allowance.seconds, clock()
+    def __init__(self, monitor: Actor, allowance: Allowance) -> None:
+        self.monitor, self.allowance = monitor, allowance
         self.is_over = False
 
     def check(self) -> None:
-        """Ask once, when it is time; may be called often.
-
-        While the run waits for its turn or for machines, nothing is paid for.
-        """
+        """Ask once, when it is time; may be called often."""
         if self.is_over:
             return
-        is_paid, now = ray.get(self.monitor.holds_workers.remote()), self.clock()
-        self.left -= (now - self.looked) * is_paid
-        self.looked, self.is_over = now, self.left <= 0
+        self.is_over = ray.get(self.monitor.dollars.remote()) >= self.allowance.dollars
         if self.is_over:
-            self.monitor.ask_to_stop.remote(self.reason)
+            self.monitor.ask_to_stop.remote(self.allowance.reason)

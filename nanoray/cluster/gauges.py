@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.util.metrics import Gauge
 
-from nanoray.goodput import CATEGORIES, key
+from nanoray.goodput import CATEGORIES, DOLLARS, key
 
 TAGS = ("run", "stage")
 GAUGES = {
@@ -22,6 +22,7 @@ GAUGES = {
     "train/skipped": "steps that were skipped so far",
     "train/step_seconds": "time of the newest step",
     "train/data_wait_seconds": "part of it spent waiting for data",
+    DOLLARS: "what the stage has cost so far, in dollars; on CPUs if that is asked for",
     "checkpoint/stall_seconds": "time for which the newest save stopped training",
     "validation/bits_per_byte": "newest validation",
     "rl/reward": "mean reward of the newest step",

@@ -20,11 +20,14 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.data import DataIterator, Dataset, ExecutionOptions
 from ray.train import DataConfig, FailureConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.context import get_train_context
+from ray.train.v2._internal.execution.worker_group import Worker
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanoray.cluster.connection import Resources
 from nanoray.cluster.deadline import Allowance, Deadline
+from nanoray.cluster.devices import CPU, gpus_of
 from nanoray.cluster.gauges import FailureGauge, RunGauges
 from nanoray.cluster.growth import NEVER_SECONDS, Growth
 from nanoray.cluster.inspection import allow_inspection
@@ -112,6 +115,9 @@ class Group:
     """Called after that with the attempt: gives the step from which it goes on, and the stream."""
     newest_step: Callable[[], int]
     """Gives the newest checkpoint, 0 before there is one."""
+    record_begin: Callable[[Start, list[str]], float | None]
+    """Called when a group has its workers, with its start and the device of each: gives the dollars
+    per hour of all that it holds, if that has a price."""
     record: Callable[[Failure, Decision], None]
     """Called for each failure of the group, with what is decided."""
     device_batch_size: int
@@ -122,7 +128,7 @@ class Group:
     max_restarts: int
     hang_seconds: float
     allowance: Allowance | None = None
-    """What the run may still take."""
+    """What the run may still spend."""
 
 
 def run_on_workers(group: Group, folder: RunFolder, display: RunDisplay) -> object:
@@ -188,7 +194,7 @@ def make_trainer(
     # Any: Ray's stubs know no function with a result, no elastic group, no callback but Tune's.
     worker: Any = _worker_function(group, monitor)
     scaling: Any = ScalingConfig
-    news: Any = FailureNews(monitor, is_elastic=low < high)
+    news: Any = [FailureNews(monitor, is_elastic=low < high), BeginNews(group, monitor)]
     return TorchTrainer(
         worker,
         scaling_config=scaling(
@@ -209,7 +215,7 @@ def make_trainer(
             else PyFileSystem(FSSpecHandler(folder.fs)),
             # Any number: which failures are tried again is decided in `Starts.begin`.
             failure_config=FailureConfig(max_failures=-1),
-            callbacks=[news],
+            callbacks=news,
         ),
         datasets={"train": Starts(group, monitor, folder.run).begin},
         dataset_config=DataConfig(
@@ -236,6 +242,37 @@ class FailureNews(ray.train.UserCallback):
         if self.is_elastic:  # it starts again with as many workers as there is room for
             wait_for_verdict({beat.node for beat in ray.get(self.monitor.silences.remote())})
             refresh()
+
+
+class BeginNews(WorkerGroupCallback):
+    """Tells a run which workers each of its groups has, as soon as they have their places."""
+
+    def __init__(self, group: Group, monitor: Actor) -> None:
+        self.group, self.monitor = group, monitor
+
+    def before_init_train_context(self, workers: list[Worker]) -> dict[str, list[Any]]:
+        """Record the beginning, after `begin` has decided where; adds nothing to Ray's context.
+
+        A node that has just been lost tells no kind any more, and such a group fails at once.
+        """
+        with final_errors(self.monitor):
+            nodes = [worker.metadata.node_id for worker in workers]
+            is_gpu = self.group.resources.use_gpu
+            devices = gpus_of(nodes) if is_gpu else [CPU] * len(nodes)
+            start = ray.get(self.monitor.newest_start.remote())
+            price = self.group.record_begin(start, devices)
+        ray.get(self.monitor.hold.remote(price or 0.0))
+        return {}
+
+
+@contextlib.contextmanager
+def final_errors(monitor: Actor) -> Iterator[None]:
+    """Let an error in Ray Train's controller end the run, whatever Ray's own budgets say."""
+    try:
+        yield
+    except (InputError, RunFailedError) as error:
+        ray.get(monitor.finish.remote(None, error))
+        raise
 
 
 def wait_for_verdict(nodes: set[str]) -> None:
@@ -290,12 +327,9 @@ class Starts:
         self.driver, self.attempt = name_of_driver(), 0
 
     def begin(self) -> Dataset:
-        """Give the stream of the next group, if there is to be one.
-
-        An error in here ends the run, whatever Ray's own budgets say.
-        """
+        """Give the stream of the next group, if there is to be one."""
         forward_logs(self.monitor)
-        try:
+        with final_errors(self.monitor):
             failures = ray.get(self.monitor.begin_start.remote())
             why = ray.get(self.monitor.reason_to_stop.remote())
             if failures and why:
@@ -306,9 +340,6 @@ class Starts:
             start = Start(self.attempt, step, self.budget.device_batch_size)
             ray.get(self.monitor.begin_group.remote(start))
             return dataset
-        except (InputError, RunFailedError) as error:
-            ray.get(self.monitor.finish.remote(None, error))
-            raise
 
     def _take_attempt(self, failure: Failure | None) -> None:
         """Number the next attempt, unless it was decided after a failure that there is none.

@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +60,8 @@ class Monitor:
     says nothing about the group that is there, and is dropped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
         self.steps: list[dict[str, Any]] = []  # Any: JSON
         self.lines: list[str] = []
         self.beats: dict[int, tuple[float, Beat]] = {}
@@ -70,6 +72,9 @@ class Monitor:
         self.has_started = False
         self.start: Start | None = None
         """Of the group that is there; None between two."""
+        self.dollars_per_hour = self.spent = 0.0
+        """What the group costs that is there, and all of this start have cost until `counted`."""
+        self.counted = clock()
         self.leaving_told = self.save_is_wanted = False
 
     def node(self) -> str:
@@ -153,6 +158,7 @@ class Monitor:
         """
         if attempt is not None and not self._is_there(attempt):
             return
+        self.hold(0.0)
         known = failure.rank in self.failures
         if not known or (first_hand and failure.cause is not Cause.HANG):
             self.failures[failure.rank] = failure
@@ -171,6 +177,7 @@ class Monitor:
         if self.leaving_told and all(each.cause in OF_A_LOSS for each in failures):
             failures = [Failure(Cause.PREEMPTION, each.rank, each.summary) for each in failures]
         self.has_started = True
+        self.hold(0.0)
         self.leaving_told = self.save_is_wanted = False
         return failures
 
@@ -186,9 +193,17 @@ class Monitor:
         """Say whether an attempt is that of the group that is there."""
         return self.start is not None and self.start.attempt == attempt
 
-    def holds_workers(self) -> bool:
-        """Say whether a group is there, from its start until the first of it fails."""
-        return self.has_started and not self.failures
+    def hold(self, dollars_per_hour: float) -> None:
+        """Note what an hour of all that a group holds costs, which has its workers now.
+
+        From the first failure of it until the next one has its workers, nothing is paid for.
+        """
+        self.spent, self.counted = self.dollars(), self.clock()
+        self.dollars_per_hour = dollars_per_hour
+
+    def dollars(self) -> float:
+        """Give what the groups of this start have cost so far."""
+        return self.spent + (self.clock() - self.counted) / 3600 * self.dollars_per_hour
 
     def finish(self, attempt: int | None, error: InputError | RunFailedError) -> None:
         """Note the error that ends the run; the driver's own is of no attempt."""

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nanoray.cluster import connection
+from nanoray.cluster.devices import CPU, device_kind
 from nanoray.config import InputError, RunFailedError, require_positive, worker_range
 from nanoray.ops.chaos_faults import FAULTS, Target
 from nanoray.ops.chaos_job import WatchedJob
@@ -109,7 +110,7 @@ def bits_are_decided(folder: StageFolder) -> bool:
     With another number of workers, and on GPUs, sums are made in another order.
     """
     least, most = worker_range((folder.read_config() or {}).get("num_workers")) or (1, 1)
-    return least == most and connection.device_kind() == "cpu"
+    return least == most and device_kind() == CPU
 
 
 def require_recovery(trials: list[Trial], result: str) -> None:

@@ -17,9 +17,8 @@ from nanoray.cluster import connection
 from nanoray.config import DataError, InputError, RunConfig, flag, require_positive, to_json
 from nanoray.data.datasets import DATASETS
 from nanoray.data.manifest import Manifest, check_unchanged, find_shards
-from nanoray.goodput import paid_seconds, read_account
-from nanoray.ops.pipeline_page import StageFacts, write_page
-from nanoray.prices import dollars_per_hour
+from nanoray.goodput import read_account
+from nanoray.ops.pipeline_page import StageFacts, total_of, write_page
 from nanoray.report_card import read_card
 from nanoray.stages.finetune_config import FinetuneConfig
 from nanoray.stages.pretrain_config import PretrainConfig
@@ -127,11 +126,8 @@ def pipeline(config: PipelineConfig, parts: Parts) -> str:
             parts.measure(measured(config, f"{name}/{stage}", storage))
         else:
             logger.warning("%s has no checkpoint any more, and is not measured", run.stage(stage))
-    gpus = int(connection.cluster_total()["GPU"])
-    each = dollars_per_hour(config.dollars_per_gpu_hour, connection.device_kind())
-    price = gpus * each / 3600 if gpus else None
-    facts = [facts_of(run.stage(stage), price) for stage in stages]
-    facts.append(StageFacts.of_evaluation(time.monotonic() - began, price))
+    facts = [facts_of(run.stage(stage)) for stage in stages]
+    facts.append(StageFacts.of_evaluation(time.monotonic() - began))
     write_page(run, facts)
     return told(run, facts)
 
@@ -275,7 +271,7 @@ def newest_of(run: RunFolder, name: str) -> tuple[StageFolder, int]:
     return stage, steps[-1]
 
 
-def facts_of(folder: StageFolder, dollars_per_second: float | None) -> StageFacts:
+def facts_of(folder: StageFolder) -> StageFacts:
     """Say what a stage took; the time in which nobody ran it does not count."""
     account = read_account(folder)
     seconds = account.total - account.seconds["stopped"]
@@ -283,9 +279,7 @@ def facts_of(folder: StageFolder, dollars_per_second: float | None) -> StageFact
     return StageFacts(
         stage=folder.name,
         seconds=seconds,
-        dollars=None
-        if dollars_per_second is None
-        else paid_seconds(account.seconds) * dollars_per_second,
+        dollars=account.dollars,
         goodput=account.seconds["productive"] / seconds if seconds else None,
         summary=dict(report.get("summary", {})),
         samples=[(str(prompt), str(text)) for prompt, text in report.get("samples", [])],
@@ -297,7 +291,7 @@ def told(run: RunFolder, facts: list[StageFacts]) -> str:
     trained = [one.stage for one in facts if one.stage in STAGES]
     card = read_card(run, trained)
     lines = [card.markdown(), ""] if card else []
-    lines += [one.line() for one in facts]
+    lines += [*(one.line() for one in facts), f"{'all':>5}  {total_of(facts)}"]
     # Later stages, if there are any, were made from others.
     name = run.run if trained[-1] == STAGES[-1] else f"{run.run}/{trained[-1]}"
     is_default = run.storage == connection.absolute_address("runs")

@@ -13,6 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 EVALUATION = "evaluation"
+WITHOUT_EVALUATION = "for training; evaluations are not counted"
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,18 @@ class StageFacts:
     seconds: float
     """In which it ran, or waited to run."""
     dollars: float | None
-    """Of the cluster's GPUs over that time; None without GPUs."""
+    """Of what its workers held, as its own report has it; None on CPUs, unless asked for."""
     goodput: float | None
     summary: dict[str, str]
     samples: list[tuple[str, str]]
 
     @classmethod
-    def of_evaluation(cls, seconds: float, dollars_per_second: float | None) -> "StageFacts":
-        """Say what measuring all stages took; results that were there already took nothing."""
-        dollars = None if dollars_per_second is None else seconds * dollars_per_second
-        return cls(EVALUATION, seconds, dollars, None, {}, [])
+    def of_evaluation(cls, seconds: float) -> "StageFacts":
+        """Say how long measuring all stages took; results that were there already took nothing.
+
+        Nobody counts what its actors hold: they come and go as exams begin and end.
+        """
+        return cls(EVALUATION, seconds, None, None, {}, [])
 
     @property
     def label(self) -> str:
@@ -46,14 +49,19 @@ class StageFacts:
         return f"{self.label:>5}  {duration(self.seconds)}{dollars}{goodput}"
 
 
+def total_of(facts: list[StageFacts]) -> str:
+    """Say what all took together."""
+    known = [one.dollars for one in facts if one.dollars is not None]
+    dollars = f", ${sum(known):,.2f} {WITHOUT_EVALUATION}" if known else ""
+    return f"{duration(sum(one.seconds for one in facts))}{dollars}"
+
+
 def write_page(run: RunFolder, facts: list[StageFacts]) -> None:
     """Write report.html of a run, as far as the stages go that there are facts of."""
     card = read_card(run, [one.stage for one in facts if one.stage in COLUMNS])
-    seconds = sum(one.seconds for one in facts)
-    known = [one.dollars for one in facts if one.dollars is not None]
     trained = [one for one in facts if one.stage != EVALUATION]
     took = {one.label: one.line().strip().partition("  ")[2] for one in facts}
-    took["all"] = duration(seconds) + (f", ${sum(known):,.2f}" if known else "")
+    took["all"] = total_of(facts)
     contents = {
         "Report card": card.to_html() if card else "",
         "What it took": table(took),

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from nanoray.cluster import connection
 from nanoray.config import InputError, flag
-from nanoray.events import Event, failure_history, read_events
-from nanoray.goodput import CATEGORIES, Account, paid_seconds, read_account
+from nanoray.events import failure_history, read_events
+from nanoray.goodput import CATEGORIES, read_account
 from nanoray.metrics import read_metrics
 from nanoray.progress import duration
 from nanoray.report import ReportFacts, read_facts, write_report
@@ -120,15 +120,8 @@ def summary_of(folder: StageFolder) -> dict[str, Any]:  # Any: JSON
         "seconds": account.seconds,
         "wall_seconds": account.total,
         "goodput": account.seconds["productive"] / account.total if account.total else None,
-        "dollars": cost_of(account, events),
+        "dollars": account.dollars,
     }
-
-
-def cost_of(account: Account, events: list[Event]) -> float | None:
-    """Give what a stage has cost, at the price of its newest start; None on CPUs."""
-    prices = [e["dollars_per_hour"] for e in events if "dollars_per_hour" in e]
-    hours = paid_seconds(account.seconds) / 3600
-    return prices[-1] * hours if prices else None
 
 
 def unfinished(folder: StageFolder, facts: dict[str, Any]) -> ReportFacts:  # Any: JSON

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from nanoray.cluster import connection
 from nanoray.cluster.connection import LEAST_CPUS_PER_WORKER, NotEnoughResourcesError
+from nanoray.cluster.devices import device_kind
 from nanoray.config import InputError, continue_config, from_json, to_json, worker_range
 from nanoray.data.datasets import BYTES_PER_TOKEN, resolve_data
 from nanoray.data.feed import STREAM_CPUS
@@ -142,7 +143,7 @@ def find_slots(config: SweepConfig) -> Slots:
     threads = config.pretrain.threads_per_worker
     if not gpus:
         threads = threads or max(1, cores // (at_once * smallest))
-    return Slots(gpus, at_once, workers, share, threads, connection.device_kind())
+    return Slots(gpus, at_once, workers, share, threads, device_kind())
 
 
 def begun_base(asked: PretrainConfig, run: RunFolder) -> PretrainConfig:

@@ -3,7 +3,7 @@
 import json
 import logging
 
-from nanoray.goodput import CATEGORIES, key
+from nanoray.goodput import CATEGORIES, DOLLARS, key
 from nanoray.metrics import read_metrics
 from nanoray.ops.trials import Trial
 from nanoray.stages.pretrain import STAGE
@@ -47,8 +47,8 @@ def take_over(trial: Trial) -> None:
 
 
 def copy_log(source: StageFolder, target: StageFolder, name: str, last_step: int) -> None:
-    """Copy the lines of a log up to a step; the time that was spent on them is the trunk's."""
-    spent = {key(category) for category in CATEGORIES}
+    """Copy the lines of a log up to a step; the time and money spent on them are the trunk's."""
+    spent = {*map(key, CATEGORIES), DOLLARS}
     lines = [
         {field: value for field, value in record.items() if field not in spent}
         for record in read_metrics(source.fs, source.path(name))

@@ -11,6 +11,7 @@ import torch
 
 from nanoray.cluster import connection
 from nanoray.cluster.deadline import Allowance
+from nanoray.cluster.devices import CPU
 from nanoray.cluster.group import Group, run_on_workers
 from nanoray.config import (
     InputError,
@@ -25,8 +26,7 @@ from nanoray.data.blocks import layout_for
 from nanoray.data.feed import start_pacer
 from nanoray.data.plan import DataPlan
 from nanoray.events import DONE, INTERRUPTED, append_event
-from nanoray.goodput import paid_seconds, read_account
-from nanoray.prices import dollars_per_hour
+from nanoray.goodput import read_account
 from nanoray.progress import RunDisplay
 from nanoray.stages.plan_feed import PlanFeed
 from nanoray.stages.pretrain_config import checkpoint_bytes, most_checkpoints
@@ -211,6 +211,7 @@ def train_on_cluster(job: TrainingJob) -> None:
         take_attempt=job.take_attempt,
         begin=job.begin,
         newest_step=job.newest_step,
+        record_begin=job.record_begin,
         record=job.record,
         device_batch_size=job.recipe.device_batch_size,
         pacer=job.pacer,
@@ -219,8 +220,7 @@ def train_on_cluster(job: TrainingJob) -> None:
         hang_seconds=job.config.hang_seconds,
         allowance=allowance_of(job),
     )
-    price = price_of(job) if job.resources.use_gpu else None
-    with recorded(job.folder, job.config.storage_patience_seconds, price):
+    with recorded(job.folder, job.config.storage_patience_seconds):
         result = run_on_workers(group, job.folder.run, display)
     packed = job.feed.totals()
     facts = {
@@ -235,42 +235,43 @@ def train_on_cluster(job: TrainingJob) -> None:
     with_patience(mark, job.config.storage_patience_seconds, str(job.folder))
 
 
-def price_of(job: TrainingJob) -> float:
-    """Give the price of an hour of the stage's workers, in dollars."""
-    each = dollars_per_hour(job.config.dollars_per_gpu_hour, connection.device_kind())
-    return job.resources.num_workers[1] * each
-
-
 def allowance_of(job: TrainingJob) -> Allowance | None:
-    """Say for how long the stage may still hold its workers.
+    """Say what the stage may still spend.
 
     Raises:
         InputError: its money is spent already.
     """
-    config, price = job.config, price_of(job) / 3600
-    if config.max_cost is None or not price:
+    most = job.config.max_cost
+    if most is None:
         return None
-    account = read_account(job.folder)
-    account.spend(account.doing)  # since this start began
-    cost = price * paid_seconds(account.seconds)
-    if cost >= config.max_cost:
+    cost = cost_of(job)
+    if cost >= most:
         raise InputError(
-            f"--max-cost {config.max_cost:g} is spent: {job.folder} has cost ${cost:.2f} so far. "
+            f"--max-cost {most:g} is spent: {job.folder} has cost ${cost:.2f} so far. "
             "Give more to go on."
         )
-    told = f"--max-cost {config.max_cost:g} is spent"
-    return Allowance((config.max_cost - cost) / price, told)
+    return Allowance(most - cost, f"--max-cost {most:g} is spent")
+
+
+def cost_of(job: TrainingJob) -> float:
+    """Give what the stage has cost so far, in dollars.
+
+    Nothing was counted on CPUs before somebody asked: that time costs what the workers cost now.
+    """
+    account = read_account(job.folder)
+    if account.dollars is not None:
+        return account.dollars
+    workers = [CPU] * job.resources.num_workers[0]
+    return job.price_of(workers) * account.unpriced_seconds / 3600
 
 
 @contextlib.contextmanager
-def recorded(
-    folder: StageFolder, patience_seconds: float, price: float | None = None
-) -> Iterator[None]:
-    """Record when the job asks the cluster for workers, the price of an hour, and how it ended.
+def recorded(folder: StageFolder, patience_seconds: float) -> Iterator[None]:
+    """Record when the job asks the cluster for workers, and how it ended.
 
     A run that has ended well waits for its storage; one that failed tells of its own failure.
     """
-    append_event(folder, "submit", **({} if price is None else {"dollars_per_hour": price}))
+    append_event(folder, "submit")
     try:
         yield
     except RunReplacedError:

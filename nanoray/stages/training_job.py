@@ -14,16 +14,18 @@ from ray.data import DataIterator, Dataset
 
 from nanoray.cluster.connection import Resources
 from nanoray.cluster.group import RayWorld
+from nanoray.cluster.monitor import Start
 from nanoray.cluster.recovery import Cause, Decision, Failure
 from nanoray.config import RunConfig, to_json
 from nanoray.data.batches import StepRows
 from nanoray.data.feed import Actor
 from nanoray.data.plan import Cursor
 from nanoray.events import append_event, failure_history, read_events
-from nanoray.goodput import Account, open_account
+from nanoray.goodput import PRICE, Account, open_account
 from nanoray.metrics import MetricsLogger, read_metrics
 from nanoray.model.gpt import DTYPES, GPT, GPTConfig
 from nanoray.model.scaling import flops_per_token
+from nanoray.prices import dollars_per_hour
 from nanoray.stages.samples import Samples, answer_questions, continue_texts
 from nanoray.storage import RunFolder, StageFolder, with_patience
 from nanoray.text.tokenizer import Tokenizer
@@ -141,6 +143,13 @@ class TrainingJob:
         """Give the newest step that was committed, 0 before there is one; it is not verified."""
         return self._patiently(lambda: ([0, *committed_steps(self.folder)])[-1])
 
+    def record_begin(self, start: Start, devices: list[str]) -> float | None:
+        """Record that a group has its workers, with the device of each; gives its price.
+
+        Called in Ray Train's controller after `begin`, before the workers do anything.
+        """
+        return self._patiently(lambda: self._record_begin(start, devices))
+
     def record(self, failure: Failure, decision: Decision) -> None:
         """Record a failure of the group among the events of the run."""
         if failure.cause is Cause.GROWTH:
@@ -178,13 +187,37 @@ class TrainingJob:
         step = first_step(folder)
         cursor = start_cursor(folder, step)
         folder.run.record_start(attempt, step)
-        append_event(folder, "begin", attempt=attempt, step=step)
         logger.info(
             "attempt %d starts %s",
             attempt,
             f"from the checkpoint of step {step}" if step else "anew",
         )
         return step, self.feed.begin(cursor, step=step, num_steps=self.num_steps)
+
+    def _record_begin(self, start: Start, devices: list[str]) -> float | None:
+        folder = self.folder
+        folder.run.check_attempt(start.attempt)  # the events are those of the newest
+        facts = {"attempt": start.attempt, "step": start.step}
+        price = self.price_of(devices) if self.has_price() else None
+        known = {} if price is None else {PRICE: price}
+        append_event(folder, "begin", **facts, num_workers=len(devices), **known)
+        return price
+
+    def price_of(self, devices: list[str]) -> float:
+        """Give the dollars per hour of a group: of its workers, and of the GPUs beside them.
+
+        Each worker brings its share of what is used beside all of them, at its own price.
+        """
+        given, resources = self.config.dollars_per_gpu_hour, self.resources
+        beside = resources.gpus_beside / resources.num_workers[1]
+        return sum((1 + beside) * dollars_per_hour(given, device) for device in devices)
+
+    def has_price(self) -> bool:
+        """Say whether the cost is counted: on CPUs, if somebody has asked for it."""
+        config = self.config
+        is_asked = config.max_cost is not None or config.dollars_per_gpu_hour is not None
+        was_asked = any(PRICE in event for event in read_events(self.folder))
+        return self.resources.use_gpu or is_asked or was_asked
 
     def work(self, world: RayWorld, shard: DataIterator) -> dict[str, Any]:  # Any: JSON
         """Train on this worker; gives what the driver tells the user at the end."""

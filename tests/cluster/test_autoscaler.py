@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from nanoray.cluster.autoscaler import VARIABLE, config_file, nodes_at_most, possible_nodes
+from nanoray.cluster.devices import gpu_of
 
 ROOT = Path(__file__).parents[2]
 ADDRESS = "192.0.2.7:6379"
@@ -33,14 +34,15 @@ def autoscaler(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_head_without_cpus_counts_with_what_its_autoscaler_may_add(autoscaler: Path) -> None:
-    kind = {"resources": {"CPU": 192, "GPU": 8}, "max_workers": 4}
+    resources = {"CPU": 192, "GPU": 8, "accelerator_type:H100": 1}
+    kind = {"resources": resources, "max_workers": 4}
     kinds = {"head": {"resources": {"CPU": 0}, "max_workers": 0}, "h100": kind}
     config = {"max_workers": 4, "head_node_type": "head", "available_node_types": kinds}
     autoscaler.write_text(yaml.safe_dump(config))
 
     nodes = possible_nodes(ADDRESS)
 
-    assert nodes == [{"CPU": 0.0, "GPU": 0.0}] + [{"CPU": 192.0, "GPU": 8.0}] * 4
+    assert nodes == [{"CPU": 0.0, "GPU": 0.0}] + [resources] * 4
 
 
 def test_a_file_that_is_no_longer_there_says_nothing(autoscaler: Path) -> None:
@@ -74,6 +76,7 @@ def test_our_own_files_say_what_may_come(name: str) -> None:
 
     assert sum(node["GPU"] for node in nodes) == 32
     assert nodes[0] == {"CPU": 0.0, "GPU": 0.0}
+    assert {gpu_of(node) for node in nodes[1:]} == {"h100"}
 
 
 @pytest.mark.parametrize("name", ["cluster.yaml", "pipeline.yaml"])
@@ -91,5 +94,6 @@ def test_on_kubernetes_the_heads_environment_says_what_its_groups_may_have(
 
     nodes = possible_nodes(ADDRESS)
 
-    each = {"CPU": float(asked["cpu"]), "GPU": float(asked["nvidia.com/gpu"])}
+    gpus = float(asked["nvidia.com/gpu"])
+    each = {"CPU": float(asked["cpu"]), "GPU": gpus, "accelerator_type:H100": 1.0}
     assert nodes == [each] * group["maxReplicas"]

@@ -44,7 +44,7 @@ def test_prometheus_hears_of_steps_and_failures(ray_cluster: Cluster) -> None:
     with connected(ray_cluster):
         gauges, failures = RunGauges("heard", "sft"), FailureGauge("heard", "sft")
         gauges.show({"step": 7, "train/loss": 2.5, "train/grad_norm": None})
-        gauges.show({"train/loss": 2.25, "goodput/productive_seconds": 3.0})
+        gauges.show({"train/loss": 2.25, "goodput/productive_seconds": 3.0, "cost/dollars": 1.5})
         failures.count("hang")
         failures.count("hang")
 
@@ -53,6 +53,7 @@ def test_prometheus_hears_of_steps_and_failures(ray_cluster: Cluster) -> None:
     assert found == {
         ("ray_nanoray_step", "sft", ""): 7.0,
         ("ray_nanoray_train_loss", "sft", ""): 2.25,
+        ("ray_nanoray_cost_dollars", "sft", ""): 1.5,
         (f"ray_{SPENT}", "sft", "productive"): 3.0,
         (f"ray_{FAILURES}", "sft", "hang"): 2.0,
     }

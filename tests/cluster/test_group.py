@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,23 @@ import torch
 from ray.data import DataIterator, Dataset
 
 from nanoray.cluster.connection import Resources
+from nanoray.cluster.deadline import Allowance
 from nanoray.cluster.group import Group, RayWorld, run_on_workers
+from nanoray.cluster.monitor import Start
 from nanoray.cluster.recovery import Decision, Failure
-from nanoray.config import DataError, InputError, RunFailedError, RunReplacedError, StorageError
+from nanoray.config import (
+    DataError,
+    InputError,
+    RunFailedError,
+    RunReplacedError,
+    RunStoppedError,
+    StorageError,
+)
 from nanoray.data.blocks import Layout
 from nanoray.data.feed import start_pacer
 from nanoray.progress import RunDisplay
 from nanoray.storage import RunFolder
+from nanoray.train.world import AskedToStopError, Wish
 from tests.driver import connected
 from tests.running import Cluster
 
@@ -29,6 +40,8 @@ pytestmark = pytest.mark.cluster
 
 LAYOUT = Layout(rows_per_step=8, rows_per_block=4)
 TWO_WORKERS = Resources((2, 2), False, 1.0, 3, 1)
+LATE_SECONDS = 20.0
+"""After which a worker hears at the latest what it is asked for, on a busy machine."""
 POSITION = {"data/position": 5, "data/row": 2}
 
 logger = logging.getLogger("nanoray.tested")
@@ -65,12 +78,27 @@ class Story:
         logger.info("start %d begins", attempt)
         return 0, ray.data.range(8)
 
+    def record_begin(self, start: Start, devices: list[str]) -> float:
+        (self.folder / f"devices-{self.starts}").write_text(",".join(devices))
+        return 3600.0 * len(devices)
+
     def record(self, failure: Failure, decision: Decision) -> None:
         told = self.folder / f"failure-{len(list(self.folder.glob('failure-*')))}"
         told.write_text(f"{failure.cause} on rank {failure.rank}, again: {decision.again}")
 
+    def stop_when_asked(self, world: RayWorld) -> None:
+        """Go on until rank 0 is asked to stop; tells for how long the group was held."""
+        began = (self.folder / f"devices-{self.starts}").stat().st_mtime
+        while world.wish() is not Wish.STOP:
+            world.beat("waiting")
+            time.sleep(0.05)
+        (self.folder / f"held-{world.rank}").write_text(f"{time.time() - began}")
+        raise AskedToStopError("step 0 is saved")
+
     def work(self, world: RayWorld, shard: DataIterator) -> dict[str, Any]:
         logger.info("start %d has %d rows", world.start.attempt, world.start.device_batch_size)
+        if self.ending == "asked to stop":
+            self.stop_when_asked(world)
         if self.ending == "bad data" and world.rank == 1:
             raise DataError("a.parquet is empty. Leave it out.")
         if self.ending == "outage" and world.rank == 0:
@@ -100,7 +128,12 @@ class Ran:
     pacer: Any
 
 
-def run(story: Story, max_restarts: int = 5) -> Ran:
+def run(
+    story: Story,
+    max_restarts: int = 5,
+    resources: Resources = TWO_WORKERS,
+    allowance: Allowance | None = None,
+) -> Ran:
     shown = io.StringIO()
     group = Group(
         stage="pretrain",
@@ -108,12 +141,14 @@ def run(story: Story, max_restarts: int = 5) -> Ran:
         take_attempt=story.take_attempt,
         begin=story.begin,
         pacer=start_pacer(LAYOUT, 2, 1),
-        resources=TWO_WORKERS,
+        resources=resources,
         max_restarts=max_restarts,
         newest_step=lambda: 0,
+        record_begin=story.record_begin,
         record=story.record,
         device_batch_size=8,
         hang_seconds=60,
+        allowance=allowance,
     )
     display = RunDisplay(7, log_every=1, stream=shown)
     result = run_on_workers(group, RunFolder(str(story.folder), "r"), display)
@@ -145,6 +180,18 @@ def test_what_rank_0_reports_reaches_the_display_and_the_readers(well: Ran):
 
     assert "step 7/7  loss 1.2500" in well.shown
     assert rows_to_unit_5 == -2, "the consumers stand at row 2 of unit 5"
+
+
+def test_a_range_on_fewer_workers_is_recorded_and_charged_as_these(tmp_path):
+    story = Story(tmp_path, "asked to stop")
+    only_two_fit = Resources((1, 4), False, 3.0, 1, 1)
+
+    with pytest.raises(RunStoppedError, match="the money is spent"):
+        run(story, resources=only_two_fit, allowance=Allowance(2.0, "the money is spent"))
+
+    assert (tmp_path / "devices-1").read_text() == "cpu,cpu"
+    [told] = tmp_path.glob("held-*")
+    assert 1 <= float(told.read_text()) < 1 + LATE_SECONDS, "two dollars at 3600 an hour each"
 
 
 @pytest.mark.slow

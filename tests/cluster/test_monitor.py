@@ -1,5 +1,7 @@
 import time
 
+import pytest
+
 from nanoray.cluster.monitor import Beat, Monitor, Start
 from nanoray.cluster.recovery import Cause, Failure
 from nanoray.config import InputError
@@ -104,15 +106,37 @@ def test_after_a_failure_nobody_is_watched_and_a_silence_explains_nothing() -> N
     for rank in (0, 1):
         monitor.beat(beat_of(rank))
     assert [beat.rank for beat in monitor.watched()] == [0, 1]
-    assert monitor.holds_workers()
 
     memory = Failure(Cause.MEMORY, 1, "no room")
     monitor.fail(1, memory, first_hand=True)
     monitor.fail(1, Failure(Cause.HANG, 1, "silent"), first_hand=True)
 
     assert monitor.watched() == []
-    assert not monitor.holds_workers()
     assert monitor.begin_start() == [memory]
+
+
+def test_groups_cost_their_own_price_from_their_workers_to_their_first_failure() -> None:
+    now = [0.0]
+    monitor = Monitor(clock=lambda: now[0])
+    lost = Failure(Cause.LOST, 1, "gone")
+
+    spent = []
+    for dollars_per_second in (32, 8, 16):
+        now[0] += 1000  # waits for machines
+        monitor.begin_start()
+        now[0] += 10  # reads the checkpoint
+        monitor.hold(3600.0 * dollars_per_second)
+        now[0] += 5
+        monitor.fail(None, lost, first_hand=False)
+        now[0] += 3
+        monitor.fail(None, lost, first_hand=True)
+        spent.append(monitor.dollars())
+
+    assert spent == pytest.approx([32 * 5, 40 * 5, 56 * 5])
+    monitor.begin_start()
+    monitor.hold(3600.0)
+    now[0] += 7
+    assert monitor.dollars() == pytest.approx(56 * 5 + 7)
 
 
 def test_a_loss_after_a_notice_is_a_preemption_also_where_nobody_tells_of_it() -> None:

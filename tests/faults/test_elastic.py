@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from nanoray.cluster import connection
+from nanoray.events import read_events
+from nanoray.goodput import paid_seconds, read_account
 from nanoray.ops.chaos_faults import Target, kill_node
 from nanoray.ops.chaos_job import WatchedJob
 from nanoray.ops.chaos_trial import Plan, Trial, compare
@@ -20,7 +22,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 FLAGS = (
     "--depth 1 --head-dim 32 --vocab-size 512 --max-seq-len 128 --total-batch-tokens 32768 "
     "--device-batch-size 8 --validation-tokens 4096 --num-steps 60 --save-every 5 --eager "
-    "--threads-per-worker 1 --dtype float32 --newton-schulz-dtype float32 --num-workers 1:4"
+    "--threads-per-worker 1 --dtype float32 --newton-schulz-dtype float32 --num-workers 1:4 "
+    "--dollars-per-gpu-hour 3600"
 )
 WAIT_SECONDS = 300
 
@@ -76,3 +79,13 @@ def test_four_workers_become_two_three_and_four_again(cluster: LocalCluster, tmp
     print(f"largest difference of a loss: {trial.largest_difference:.2g}")
     assert trial.same_ledger
     assert trial.largest_difference < 1e-4
+
+    # A worker costs a dollar per second.
+    begins = [event for event in read_events(resized.folder) if event["event"] == "begin"]
+    sizes = [event["num_workers"] for event in begins]
+    assert sizes[0] == sizes[-1] == 4
+    assert {2, 3} <= set(sizes)
+    assert [event["dollars_per_hour"] for event in begins] == [3600 * size for size in sizes]
+    account = read_account(resized.folder)
+    assert account.dollars is not None
+    assert 2 * account.seconds["productive"] < account.dollars < 4 * paid_seconds(account.seconds)

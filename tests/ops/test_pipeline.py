@@ -13,15 +13,18 @@ import pytest
 
 from nanoray.config import InputError, RunConfig, to_json
 from nanoray.data.manifest import make_manifest
+from nanoray.events import append_event
 from nanoray.ops.pipeline import (
     PipelineConfig,
     differences,
+    facts_of,
     run_once,
     stage_config,
     stages_to_check,
     told,
 )
 from nanoray.ops.pipeline_page import StageFacts
+from nanoray.ops.report import summary_of
 from nanoray.stages.finetune_config import FinetuneConfig
 from nanoray.stages.pretrain_config import PretrainConfig
 from nanoray.stages.rl_config import RLConfig
@@ -356,8 +359,25 @@ def test_stages_after_the_last_that_is_asked_for_are_not_told_of(tmp_path: Path)
     facts = [StageFacts(name, 1.0, None, None, {}, []) for name in ("pretrain", "midtrain", "sft")]
 
     assert told(run, facts).endswith(f"jobs/serve.py --run r/sft --storage {tmp_path}")
-    facts += [StageFacts("rl", 1.0, None, None, {}, []), StageFacts.of_evaluation(1.0, None)]
+    facts += [StageFacts("rl", 1.0, None, None, {}, []), StageFacts.of_evaluation(1.0)]
     assert told(run, facts).endswith(f"jobs/serve.py --run r --storage {tmp_path}")
+
+
+def test_a_stage_costs_what_its_own_groups_held_whatever_the_cluster_has(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path), "r").stage("sft")
+    append_event(folder, "start", time=0)
+    append_event(folder, "begin", time=100, dollars_per_hour=8 * 2.5)
+    append_event(folder, "stop", time=1900, why="interrupted")
+    append_event(folder, "start", time=5000)
+    append_event(folder, "begin", time=5100, dollars_per_hour=4 * 2.5)
+    append_event(folder, "stop", time=6900, why="done")
+
+    facts = facts_of(folder)
+
+    assert facts.dollars == summary_of(folder)["dollars"] == pytest.approx(10 + 5)
+    assert "all  65 min, $15.00 for training; evaluations are not counted" in told(
+        folder.run, [facts, StageFacts.of_evaluation(100)]
+    )
 
 
 def test_what_was_asked_decides_how_far_it_goes() -> None:

@@ -16,7 +16,7 @@ def test_the_page_says_what_each_stage_took_and_what_the_last_one_says(tmp_path:
 
     page = (tmp_path / "r/report.html").read_text()
     assert "60 min, $24.00, goodput 90 %" in page
-    assert "62 min, $24.80" in page
+    assert "62 min, $24.80 for training; evaluations are not counted" in page
     assert "<b>Who &lt;are&gt; you?</b> I &amp; nanoray" in page
     assert 'href="sft/report.html"' in page
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nanoray.config import InputError
-from nanoray.events import append_event
+from nanoray.events import append_event, read_events
 from nanoray.goodput import CATEGORIES
 from nanoray.ops.report import ReportConfig, as_json, report
 from nanoray.report import ReportFacts, write_report
@@ -59,17 +59,19 @@ def test_a_person_gets_a_table_and_the_report_shows_every_category_that_has_time
 def test_the_cost_is_told_where_workers_have_a_price(trained):
     assert json.loads(report(config_of(trained, json=True)))["dollars"] is None
     assert "cost so far" not in report(config_of(trained))
-    append_event(trained, "start")
-    append_event(trained, "submit", dollars_per_hour=24.0)
-    append_event(trained, "stop", why="done")
+    now = read_events(trained)[-1]["time"]
+    append_event(trained, "start", time=now)
+    append_event(trained, "begin", time=now + 100, dollars_per_hour=36.0)
+    append_event(trained, "failure", time=now + 1100, cause="lost worker", rank=0, again=True)
+    append_event(trained, "begin", time=now + 2000, dollars_per_hour=9.0)
+    append_event(trained, "stop", time=now + 4000, why="interrupted")
 
     told = json.loads(report(config_of(trained, json=True)))
 
-    unpaid = told["seconds"]["stopped"] + told["seconds"]["waiting"]
-    hours = (told["wall_seconds"] - unpaid) / 3600
-    assert told["dollars"] == pytest.approx(24 * hours)
+    # The seconds before there was a price cost the first one: a cent each.
+    assert told["dollars"] == pytest.approx(10 + 5, abs=2)
     (line,) = [line for line in report(config_of(trained)).splitlines() if "cost so far" in line]
-    assert f"${24 * hours:.2f}" in line
+    assert f"${told['dollars']:.2f}" in line
 
 
 def test_a_report_written_anew_keeps_what_only_the_run_knew(trained):

@@ -30,6 +30,7 @@ def train_trunk(trunk: Trial) -> StageFolder:
     for name in ("metrics.jsonl", "ledger.jsonl"):
         lines = [
             {"step": step, "train/loss": 3.0, "goodput/productive_seconds": 1.0 * step}
+            | {"cost/dollars": 0.1 * step}
             for step in range(1, 10)
         ]
         text = "".join(json.dumps(line) + "\n" for line in lines)

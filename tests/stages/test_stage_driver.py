@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from nanoray.cluster.connection import Resources
+from nanoray.cluster.deadline import Allowance
 from nanoray.config import InputError, RunReplacedError, StorageError, to_json
-from nanoray.events import append_event, read_events
+from nanoray.events import DONE, INTERRUPTED, append_event, read_events
 from nanoray.stages.pretrain_config import PretrainConfig, check_rows, checkpoint_bytes
 from nanoray.stages.stage_driver import (
     allowance_of,
@@ -125,20 +126,47 @@ def test_a_stage_whose_folder_was_deleted_begins_anew(tmp_path: Path) -> None:
     assert (state["stages_done"], state["start_step"], state["attempt"]) == ([], 0, 1)
 
 
-def test_what_a_start_has_taken_before_its_workers_counts_for_its_cost(
-    job: TrainingJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("nanoray.stages.stage_driver.price_of", lambda job: 24.0)
-    config = replace(job.config, max_cost=10.0)
-    started = replace(job, config=config)
-    append_event(job.folder, "start", time=time.time() - 600)
+def with_money(job: TrainingJob, max_cost: float) -> TrainingJob:
+    return replace(job, config=replace(job.config, max_cost=max_cost))
 
-    allowance = allowance_of(started)
+
+def train(job: TrainingJob, seconds: float, devices: list[str]) -> None:
+    """Leave what a start leaves whose group of such devices has trained for so long until now."""
+    now = time.time()
+    append_event(job.folder, "start", time=now - 2 * seconds)
+    append_event(job.folder, "submit", time=now - 2 * seconds)
+    price = job.price_of(devices)
+    append_event(job.folder, "begin", time=now - seconds, dollars_per_hour=price)
+    append_event(job.folder, "stop", time=now, why=DONE)
+
+
+def test_a_stage_may_spend_what_its_groups_have_left_of_its_money(job: TrainingJob) -> None:
+    assert allowance_of(job) is None
+    assert allowance_of(with_money(job, 10.0)) == Allowance(10.0, "--max-cost 10 is spent")
+    train(job, 600, ["h100"] * 8)  # of a range that goes to 32
+    append_event(job.folder, "start")
+
+    allowance = allowance_of(with_money(job, 10.0))
 
     assert allowance is not None
-    assert abs(allowance.seconds - 900) < 30  # ten of 25 minutes are gone
-    with pytest.raises(InputError, match="--max-cost 3 is spent"):
-        allowance_of(replace(job, config=replace(config, max_cost=3.0)))
+    assert allowance.dollars == pytest.approx(10 - 8 * 3 / 6, abs=0.01)
+    with pytest.raises(InputError, match=r"--max-cost 4 is spent: .* has cost \$4\.00 so far"):
+        allowance_of(with_money(job, 4.0))
+
+
+def test_on_cpus_the_hours_before_somebody_asked_for_their_cost_are_charged_too(
+    job: TrainingJob,
+) -> None:
+    append_event(job.folder, "start", time=0)
+    append_event(job.folder, "begin", time=0)
+    seconds = {"productive": 1800.0}
+    append_event(job.folder, "account", time=1800, step=0, seconds=seconds)
+    append_event(job.folder, "stop", time=1800, why=INTERRUPTED)
+
+    allowance = allowance_of(with_money(job, 10.0))
+
+    assert allowance is not None
+    assert allowance.dollars == pytest.approx(10 - 1.5)  # one worker, three dollars an hour
 
 
 def test_a_job_whose_run_was_taken_over_writes_no_event_into_it(tmp_path: Path) -> None:

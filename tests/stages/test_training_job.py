@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from nanoray.cluster.connection import Resources
+from nanoray.cluster.monitor import Start
 from nanoray.config import RunReplacedError, StorageError, to_json
 from nanoray.data.batches import Share, StepRows, step_rows
 from nanoray.data.blocks import layout_for, plain_blocks
 from nanoray.data.manifest import make_manifest
 from nanoray.data.plan import Cursor, DataPlan
+from nanoray.events import read_events
 from nanoray.stages import training_job
 from nanoray.stages.plan_feed import PlanFeed
 from nanoray.stages.pretrain import recipe_of
@@ -240,3 +242,54 @@ def test_a_first_attempt_whose_checkpoints_are_away_is_not_begun_anew(job: Train
     away.rename(checkpoints)
     assert job.begin(job.take_attempt("process 1 on a", 0))[0] == 12
     assert lines_of(job, "metrics.jsonl") == lines
+
+
+ON_GPUS = Resources((8, 32), True, 8.0, 8, 8)
+"""Of a cluster."""
+
+
+def recorded_begin(job: TrainingJob, devices: list[str]) -> dict[str, Any]:
+    """Let a group of such devices begin, and give what is recorded of that."""
+    job.folder.write_config(to_json(job.config))
+    job.folder.fs.makedirs(job.folder.path("checkpoints"), exist_ok=True)
+    attempt = job.folder.run.begin_attempt("pretrain")
+    price = job.record_begin(Start(attempt, 4, 8), devices)
+    event = read_events(job.folder)[-1]
+    assert event.items() >= {"event": "begin", "attempt": attempt, "step": 4}.items()
+    assert (event["num_workers"], event.get("dollars_per_hour")) == (len(devices), price)
+    return event
+
+
+def test_a_group_has_the_price_of_the_workers_that_it_has(job: TrainingJob) -> None:
+    on_gpus = replace(job, resources=ON_GPUS)
+
+    small, large, mixed = (
+        recorded_begin(on_gpus, devices)
+        for devices in (["h100"] * 8, ["h100"] * 32, ["b200"] * 8 + ["a100"] * 8)
+    )
+
+    assert small["dollars_per_hour"] == pytest.approx(8 * 3.0)
+    assert large["dollars_per_hour"] == pytest.approx(32 * 3.0)
+    assert mixed["dollars_per_hour"] == pytest.approx(8 * 5.6 + 8 * 1.5)
+    given = with_config(on_gpus, dollars_per_gpu_hour=6.9)
+    assert recorded_begin(given, ["h100"] * 8)["dollars_per_hour"] == pytest.approx(8 * 6.9)
+
+
+def test_rollout_workers_have_a_price_as_far_as_their_trainers_are_there(job: TrainingJob) -> None:
+    resources = replace(ON_GPUS, num_workers=(2, 4), gpus_beside=12)  # three for each trainer
+    with_rollouts = replace(job, resources=resources)
+
+    assert recorded_begin(with_rollouts, ["h200"] * 4)["dollars_per_hour"] == pytest.approx(
+        16 * 4.0
+    )
+    assert recorded_begin(with_rollouts, ["h200"] * 2)["dollars_per_hour"] == pytest.approx(8 * 4.0)
+
+
+def test_on_cpus_workers_have_a_price_once_somebody_has_asked_for_the_cost(
+    job: TrainingJob,
+) -> None:
+    assert "dollars_per_hour" not in recorded_begin(job, ["cpu"] * 2)
+    asked = with_config(job, max_cost=10.0)
+    assert recorded_begin(asked, ["cpu"] * 2)["dollars_per_hour"] == pytest.approx(2 * 3.0)
+
+    assert recorded_begin(job, ["cpu"])["dollars_per_hour"] == pytest.approx(3.0)
