@@ -1,5 +1,6 @@
 """Jobs and clusters as a user runs them: real processes, started, watched and killed."""
 
+import ipaddress
 import json
 import os
 import random
@@ -8,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,26 @@ def process_title(process: psutil.Process) -> str:
         return " ".join(process.cmdline())
     except psutil.Error:
         return ""
+
+
+def listeners(root: psutil.Process) -> set[tuple[str, str]]:
+    """List where a process and all below it listen for TCP: name and address of each."""
+    found = set()
+    for process in [root, *root.children(recursive=True)]:
+        with suppress(psutil.Error):  # it has just ended
+            found |= {
+                (process.name(), f"{each.laddr.ip}:{each.laddr.port}")
+                for each in process.net_connections("tcp")
+                if each.status == psutil.CONN_LISTEN
+            }
+    return found
+
+
+def is_local(address: str) -> bool:
+    """Say whether only this machine reaches an address; gRPC's are those of IPv4 in IPv6."""
+    host = ipaddress.ip_address(address.rpartition(":")[0])
+    mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
+    return (mapped or host).is_loopback
 
 
 def start_cluster(num_cpus: int) -> Cluster:

@@ -17,6 +17,7 @@ import ray
 from ray._private import services, worker
 
 from nanoray.cluster.autoscaler import possible_nodes
+from nanoray.cluster.loopback import LOOPBACK, answers_only_here, on_loopback
 from nanoray.config import InputError, RunConfig, worker_range
 from nanoray.data.feed import STREAM_CPUS
 
@@ -47,6 +48,8 @@ def known_address() -> str | None:
 def connect(address: str | None = None, *, least_cpus: int = 2) -> None:
     """Connect to an address, by default to `known_address`, or start a local cluster.
 
+    One that is started here is for this machine: it listens on the loopback only.
+
     Args:
         address: of the cluster.
         least_cpus: logical ones of a local cluster, whatever the machine has.
@@ -69,18 +72,20 @@ def connect(address: str | None = None, *, least_cpus: int = 2) -> None:
             os.environ.setdefault(name, value)
         # Nobody takes this machine away, and one process less starts sooner.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        ray.init(
-            address="local",
-            num_cpus=max(least_cpus, os.cpu_count() or 1),
-            object_store_memory=LOCAL_OBJECT_STORE_BYTES,
-            dashboard_host="127.0.0.1",
-            **quiet,
-        )
+        with on_loopback():
+            ray.init(
+                address="local",
+                num_cpus=max(least_cpus, os.cpu_count() or 1),
+                object_store_memory=LOCAL_OBJECT_STORE_BYTES,
+                dashboard_host=LOOPBACK,
+                **quiet,
+            )
         keep_token_private()
         return
     check_answers(address)
     try:
-        ray.init(address=address, **quiet)
+        with on_loopback() if answers_only_here(address) else contextlib.nullcontext():
+            ray.init(address=address, **quiet)
     except ray.exceptions.AuthenticationError as error:
         raise _token_refused(address) from error
     except ConnectionError as error:

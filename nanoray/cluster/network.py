@@ -10,13 +10,17 @@ from typing import Any
 
 import psutil
 import ray
-from ray.train.torch import TorchConfig
+from ray.train._internal.utils import get_address_and_port
+from ray.train.torch import TorchConfig, config
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+
+from nanoray.cluster.loopback import is_on_loopback, open_store
 
 logger = logging.getLogger(__name__)
 
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
+NCCL_INTERFACE = "NCCL_SOCKET_IFNAME"
 
 
 def interface_of(address: str) -> str | None:
@@ -28,10 +32,23 @@ def interface_of(address: str) -> str | None:
 
 
 def choose_interface() -> None:
-    """Let gloo in this process use the interface of its node's address, unless one is set."""
+    """Let gloo in this process use the interface of its node's address, unless one is set.
+
+    NCCL chooses well by itself, but never the loopback.
+    """
     name = interface_of(ray.util.get_node_ip_address())
     if name is not None:
         os.environ.setdefault(GLOO_INTERFACE, name)
+        if is_on_loopback():
+            os.environ.setdefault(NCCL_INTERFACE, name)
+
+
+def choose_meeting_place() -> tuple[str, int]:
+    """Give address and port at which the ranks meet, on the node of the first one, which calls it.
+
+    On a machine by itself the store listens from here on; elsewhere torch opens it.
+    """
+    return open_store() if is_on_loopback() else get_address_and_port()
 
 
 class NodeNetworkBackend(_TorchBackend):
@@ -46,6 +63,8 @@ class NodeNetworkBackend(_TorchBackend):
                 be lost at this moment as at any other.
         """
         worker_group.execute(choose_interface)
+        ours: Any = config  # Any: not public
+        ours.get_address_and_port = choose_meeting_place  # what `super` has the first rank call
         try:
             super().on_start(worker_group, backend_config)
         except ray.exceptions.RayTaskError as error:

@@ -1,4 +1,4 @@
-"""Several Ray nodes on this machine: a cluster that can lose one."""
+"""Several Ray nodes on this machine, for it alone: a cluster that can lose one."""
 
 import contextlib
 import os
@@ -9,6 +9,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from nanoray.cluster.connection import SMALL_MACHINE
+from nanoray.cluster.loopback import on_loopback
 
 OBJECT_STORE_BYTES = 2**28
 HEALTH_CHECKS = {
@@ -31,7 +32,7 @@ class LocalCluster:
         self.cpus_per_node = cpus_per_node
         for name, value in {**HEALTH_CHECKS, **SMALL_MACHINE}.items():
             os.environ.setdefault(name, value)
-        with unnoted():
+        with unnoted(), on_loopback():
             self._cluster = Cluster(
                 initialize_head=True,
                 head_node_args={
@@ -52,11 +53,12 @@ class LocalCluster:
 
     def add_node(self, labels: dict[str, str] | None = None) -> str:
         """Start one more node, and give its id."""
-        node = self._cluster.add_node(
-            num_cpus=self.cpus_per_node,
-            object_store_memory=OBJECT_STORE_BYTES,
-            labels=labels or {},
-        )
+        with on_loopback():
+            node = self._cluster.add_node(
+                num_cpus=self.cpus_per_node,
+                object_store_memory=OBJECT_STORE_BYTES,
+                labels=labels or {},
+            )
         return str(node.node_id)
 
     def stop(self) -> None:

@@ -27,6 +27,7 @@ from nanoray.model.gpt import DTYPES
 from nanoray.serve.api import Api
 from nanoray.serve.backend import ServedModel, Step, engine_steps
 from nanoray.serve.chat_client import ChatClient
+from nanoray.serve.replica_port import listen_as_its_node
 from nanoray.serve.serve_config import ServeConfig, api_keys
 from nanoray.serve.settings import ApiSettings, hash_keys
 from nanoray.serve.ui import add_page
@@ -50,6 +51,7 @@ class ChatModel:
     """A replica: one checkpoint in one engine, which takes up newer ones between two steps."""
 
     def __init__(self, storage: str, name: str, config: ServeConfig, num_threads: int) -> None:
+        listen_as_its_node()
         prepare_process(num_threads)
         device = own_device()
         dtype = DTYPES[config.dtype] if config.dtype else training_dtype(device)
@@ -133,6 +135,7 @@ class Door:
 
     def __init__(self, settings: ApiSettings, engines: dict[str, Handle], page_url: str) -> None:
         """Keep what the API is built of; `page_url` is where the chat page finds it, or empty."""
+        listen_as_its_node()
         self.settings, self.engines, self.page_url = settings, engines, page_url
         self.api: Api | None = None
         self._ending: asyncio.Task[None] | None = None

@@ -1,6 +1,6 @@
 """A node that Ray drains, as after a notice of a spot market."""
 
-import logging
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +11,7 @@ import pytest
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from nanoray.cluster.connection import connect
 from nanoray.cluster.group import on_this_node
 from nanoray.cluster.leaving import LOOK_SECONDS, Leaving
 from nanoray.cluster.monitor import Beat, Monitor, Start, start_monitor
@@ -27,7 +28,7 @@ def nodes() -> Iterator[list[str]]:
     cluster = LocalCluster(num_nodes=0, cpus_per_node=1)
     try:
         added = [cluster.add_node() for _ in range(2)]
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        connect(cluster.address)
         yield added
     finally:
         cluster.stop()
@@ -68,7 +69,8 @@ def drain(node: str) -> None:
     """Give a node notice, and wait until everybody knows."""
     address = ray.get_runtime_context().gcs_address
     given = ("--address", address, "--node-id", node, "--deadline-remaining-seconds", "300")
-    subprocess.run([*DRAIN, *given, *NOTICE], check=True, capture_output=True)
+    env = {**os.environ, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}  # as the cluster was started
+    subprocess.run([*DRAIN, *given, *NOTICE], check=True, capture_output=True, env=env)
     deadline = time.monotonic() + 30
     while node not in ray._private.state.state.get_draining_nodes():
         assert time.monotonic() < deadline

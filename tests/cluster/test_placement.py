@@ -1,6 +1,5 @@
 """What runs where: a head without CPUs, and two nodes from the spot market."""
 
-import logging
 import subprocess
 import sys
 from collections import defaultdict
@@ -12,6 +11,8 @@ import pytest
 import ray
 from ray.util.state import list_actors
 
+from nanoray.cluster.connection import connect
+from nanoray.cluster.loopback import on_loopback
 from nanoray.cluster.placement import NODE_ID, ON_DEMAND, for_computing, for_lasting
 from nanoray.ops.local_cluster import LocalCluster
 from tests.driver import connected
@@ -62,7 +63,7 @@ def spot_cluster() -> Iterator[LocalCluster]:
     cluster = LocalCluster(0, cpus_per_node=3, head_labels=ON_DEMAND)
     for _ in range(2):
         cluster.add_node(labels=SPOT)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    connect(cluster.address)
     yield cluster
     cluster.stop()
 
@@ -111,7 +112,9 @@ def test_drivers_and_coordinators_are_on_the_head_and_workers_on_spot_nodes(
         wait_for_step(job, tmp_path, "r", 3)
         where: dict[str, set[str]] = defaultdict(set)
         alive: list[Any] = [("state", "=", "ALIVE")]  # Any: a filter of Ray
-        for actor in list_actors(spot_cluster.address, filters=alive, limit=1000):
+        with on_loopback():
+            actors = list_actors(spot_cluster.address, filters=alive, limit=1000)
+        for actor in actors:
             where[actor.class_name].add(str(actor.node_id))
     finally:
         job.kill()

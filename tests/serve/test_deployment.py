@@ -24,6 +24,7 @@ from nanoray.serve.serve_config import ServeConfig
 from nanoray.storage import RunFolder
 from nanoray.train.checkpoint_name import find_model
 from tests.chat_run import WEATHER, build, save_chat_run, tokenizer
+from tests.running import is_local, listeners
 from tests.saved_model import save_model
 from tests.serve.serve_job import (
     CHAT,
@@ -67,6 +68,14 @@ def test_the_job_answers_on_one_port(served: ServeJob) -> None:
     assert "text/html" in page.headers["content-type"]
     assert any(f"{served.url}/v1" in line for line in served.lines)
     assert any(f"{served.url}/chat" in line for line in served.lines)
+
+
+@pytest.mark.cluster
+def test_it_is_reached_from_nowhere_else(served: ServeJob) -> None:
+    listening = listeners(psutil.Process(served.process.pid))
+
+    assert {address for _, address in listening} >= {f"127.0.0.1:{served.port}"}
+    assert {each for each in listening if not is_local(each[1])} == set()
 
 
 @pytest.mark.cluster

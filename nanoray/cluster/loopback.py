@@ -1,0 +1,71 @@
+"""A Ray of this machine alone: none of its processes listens for other machines."""
+
+import contextlib
+import functools
+import socket
+from collections.abc import Iterator
+
+import ray
+from ray._private import ray_constants, services
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is not in __all__
+
+LOOPBACK = "127.0.0.1"
+SECONDS = 5
+"""For an answer of this machine at its own address; a firewall may give none."""
+
+
+@contextlib.contextmanager
+def on_loopback() -> Iterator[None]:
+    """Let a node that is started, or joined, meanwhile be at 127.0.0.1, where it then listens.
+
+    Given as an argument, Ray replaces that address by one of the network, and listens on all. It
+    keeps it where it knows no clusters of several machines, as by itself on macOS and Windows.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def answers_only_here(address: str) -> bool:
+    """Say whether a cluster at 127.0.0.1:PORT is not to be found where Ray would look for it."""
+    host, _, port = address.rpartition(":")
+    if host != LOOPBACK:
+        return False
+    try:
+        socket.create_connection((services.get_node_ip_address(), int(port)), SECONDS).close()
+    except OSError:
+        return True
+    return False
+
+
+def is_on_loopback() -> bool:
+    """Say whether the node of this process is one that nobody else reaches."""
+    address: str = ray.util.get_node_ip_address()
+    return address == LOOPBACK
+
+
+def open_store() -> tuple[str, int]:
+    """Open the store at which torch's ranks meet; left to itself, torch listens on all addresses.
+
+    Returns:
+        Address and port. Who makes a store of several tenants there, in this process, shares it.
+    """
+    listener = socket.create_server((LOOPBACK, 0))
+    port = listener.getsockname()[1]
+    _keep_store(port, listener.detach())
+    return LOOPBACK, port
+
+
+@functools.lru_cache(maxsize=1)  # torch itself forgets a store that nobody holds
+def _keep_store(port: int, listener: int) -> TCPStore:
+    return TCPStore(
+        LOOPBACK,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        multi_tenant=True,
+        master_listen_fd=listener,
+    )
