@@ -5,7 +5,6 @@ or *execution* (how the same result is computed: free to change between two star
 """
 
 import dataclasses
-import logging
 import math
 import sys
 import traceback
@@ -13,10 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from nanoray.credentials import SafeFormatter, without_secrets
+from nanoray.credentials import without_secrets
 
 FORMAT_VERSION = 1
 """Written into every JSON file of a run, so that a later nanoray knows what it reads."""
+
+INTERRUPTED = "Interrupted. The same command goes on from the newest checkpoint."
 
 DTYPE_NAMES = ("float32", "bfloat16")
 
@@ -298,25 +299,30 @@ def run_job(cls: Any, job: Callable[[Any], object]) -> None:  # Any: a dataclass
     """
     import tyro  # only command lines need it, and a bare GPU machine may lack it
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(SafeFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    for package in ("nanoray", "evals"):
-        logging.getLogger(package).setLevel(logging.INFO)
+    from nanoray import logs  # whose errors are of this module
+
+    try:
+        logs.log_to_stderr()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     try:
         config = tyro.cli(cls, config=(tyro.conf.FlagCreatePairsOff,))
         result = job(config)
+    except RunStoppedError as stopped:
+        logs.say_last(f"stopped: {stopped}", level="WARNING")
+        sys.exit(1)
     except (InputError, RunFailedError) as error:
-        kind = "stopped" if isinstance(error, RunStoppedError) else "error"
-        print(without_secrets(f"{kind}: {error}"), file=sys.stderr)
+        logs.say_last(f"error: {error}")
         sys.exit(2 if isinstance(error, (InputError, RunReplacedError)) else 1)
     except BrokenPipeError:  # `--help | head`
         sys.exit(141)
-    except Exception:  # a fault of ours, whose text may hold what a library knows of an address
-        print(without_secrets(traceback.format_exc()), file=sys.stderr)
+    except Exception as error:  # a fault of ours, whose text may hold what libraries know
+        text = "".join(traceback.format_exception_only(error)).strip()
+        logs.say_last(text, traceback=traceback.format_exc())
         sys.exit(1)
     except KeyboardInterrupt:
-        print("Interrupted. The same command goes on from the newest checkpoint.", file=sys.stderr)
+        logs.say_last(INTERRUPTED, level="WARNING")
         sys.exit(130)
     if result is not None:
         print(result)

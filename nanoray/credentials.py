@@ -1,6 +1,5 @@
 """Secrets that stand in addresses: what they look like, and texts without them."""
 
-import logging
 import re
 
 SECRETS_IN_URLS = (
@@ -22,14 +21,3 @@ def without_secrets(text: str) -> str:
     for pattern, replacement in SECRETS_IN_URLS:
         text = pattern.sub(replacement, text)
     return text
-
-
-class SafeFormatter(logging.Formatter):
-    """Writes log lines, tracebacks included, without the credentials of addresses.
-
-    They come in the environment, as that of HF_ENDPOINT, and libraries put them into their errors.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Write one line."""
-        return without_secrets(super().format(record))

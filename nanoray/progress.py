@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, plain lines elsewhere."""
+"""What a person sees of a run: a bar on a terminal, lines elsewhere and where they are JSON."""
 
 import statistics
 import sys
@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from nanoray import logs
 from nanoray.credentials import without_secrets
 
 
@@ -52,7 +53,7 @@ class RunDisplay:
         self.bar: Progress | None = None
         self.last_bpb: float | None = None
         self.step_seconds: deque[float] = deque(maxlen=20)
-        if self.console.is_terminal:
+        if self.console.is_terminal and not logs.are_json():
             self.bar = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
                 BarColumn(bar_width=None),
@@ -66,6 +67,10 @@ class RunDisplay:
 
     def log(self, line: str) -> None:
         """Print one line of news."""
+        if logs.are_json():
+            self.console.file.write(logs.json_line("INFO", __name__, line) + "\n")
+            self.console.file.flush()
+            return
         line = without_secrets(line)  # of workers, whose libraries tell addresses in their errors
         self.console.print(f"{time.strftime('%H:%M:%S')} {line}", markup=False)
 

@@ -293,3 +293,33 @@ def test_a_run_that_another_start_has_taken_over_ends_as_what_is_not_to_be_tried
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: /s/r: attempt 2 has replaced attempt 1, which saves ")
     assert done.stderr.count("\n") == 1
+
+
+def test_what_a_job_says_is_json_where_that_is_asked_for(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANORAY_LOG_FORMAT", "json")
+
+    def told(ending: str) -> dict[str, str]:
+        (line,) = run(job, "--depth", "5", "--ending", ending).stderr.splitlines()
+        return dict(json.loads(line))
+
+    talking, wrong, broken = told("talking"), told("wrong"), told("broken")
+
+    assert (talking["level"], talking["logger"]) == ("INFO", "nanoray.somewhere")
+    assert talking["message"] == "saved step 3"
+    assert (wrong["level"], wrong["logger"]) == ("ERROR", "nanoray")
+    assert wrong["message"] == "error: --depth 5 is odd. Give an even one."
+    assert "a fault of ours" in broken["message"]
+    assert broken["traceback"].startswith("Traceback")
+
+
+def test_a_format_of_lines_that_there_is_not_is_refused_in_one_sentence(
+    job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANORAY_LOG_FORMAT", "xml")
+
+    done = run(job)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: NANORAY_LOG_FORMAT=xml is unknown. Choose text or json.\n"

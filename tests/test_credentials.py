@@ -1,10 +1,8 @@
 """Secrets in addresses are found; what only looks like one is left alone."""
 
-import logging
-
 import pytest
 
-from nanoray.credentials import SafeFormatter, without_secrets
+from nanoray.credentials import without_secrets
 
 
 @pytest.mark.parametrize(
@@ -46,17 +44,3 @@ def test_secrets_are_taken_out_of_addresses(text: str, safe: str) -> None:
 )
 def test_what_is_no_secret_stays(text: str) -> None:
     assert without_secrets(text) == text
-
-
-def test_a_log_line_and_its_traceback_have_no_secrets() -> None:
-    try:
-        raise ValueError("https://me:sentinel@host is away")
-    except ValueError as error:
-        record = logging.LogRecord("a", 30, "a.py", 1, "%s: %s", ("s3://a:sentinel@b", 1), None)
-        record.exc_info = (type(error), error, error.__traceback__)
-
-    line = SafeFormatter("%(message)s").format(record)
-
-    assert line.startswith("s3://***@b: 1\n")
-    assert "https://***@host is away" in line
-    assert "sentinel" not in line

@@ -1,9 +1,11 @@
 import io
+import json
 import re
 from typing import Any
 
 import pytest
 
+from nanoray.logs import FORMAT_VARIABLE
 from nanoray.progress import RunDisplay, describe, duration
 
 
@@ -17,7 +19,7 @@ class Terminal(io.StringIO):
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take away what tells rich to be something else than what its stream says."""
-    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    for name in (FORMAT_VARIABLE, "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
@@ -180,3 +182,20 @@ def test_a_duration_is_written_in_the_unit_that_fits(seconds: float, text: str) 
 
 def test_the_cost_so_far_is_told_where_it_is_counted() -> None:
     assert describe(values(10, **{"cost/dollars": 1234.5})).endswith("mfu 47.4 %  $1,234.50")
+
+
+def test_where_lines_are_json_there_is_no_bar_and_each_line_is_an_object(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(FORMAT_VARIABLE, "json")
+    stream = Terminal()
+    display = RunDisplay(10, log_every=10, stream=stream)
+
+    display.log("began again from s3://a:sentinel@bucket [bold] :100:")
+    display.show(values(10))
+    display.close()
+
+    first, second = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert first["message"] == "began again from s3://***@bucket [bold] :100:"
+    assert (first["level"], first["logger"]) == ("INFO", "nanoray.progress")
+    assert second["message"].startswith("step 10/10  loss 1.0000")

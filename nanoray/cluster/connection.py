@@ -15,7 +15,9 @@ from typing import Any
 import psutil
 import ray
 from ray._private import services, worker
+from ray.job_config import JobConfig
 
+from nanoray import logs
 from nanoray.cluster.autoscaler import possible_nodes
 from nanoray.cluster.loopback import LOOPBACK, answers_only_here, on_loopback
 from nanoray.config import InputError, RunConfig, worker_range
@@ -65,6 +67,7 @@ def connect(address: str | None = None, *, least_cpus: int = 2) -> None:
     quiet: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
+        "job_config": job_config(),
     }  # Any: ray.init's
     address = address or known_address()
     if address is None:
@@ -93,6 +96,15 @@ def connect(address: str | None = None, *, least_cpus: int = 2) -> None:
         if "AuthenticationError" in str(error.__cause__):
             raise _token_refused(address) from error
         raise _no_answer(address) from error
+
+
+def job_config() -> JobConfig:
+    """Let workers log JSON where we do; `ray.init(logging_config=...)` would double our own."""
+    config = JobConfig()
+    if logs.are_json():
+        whole = ray.LoggingConfig(encoding="JSON", additional_log_standard_attrs=["name"])
+        config.set_py_logging_config(whole)
+    return config
 
 
 def keep_token_private() -> None:

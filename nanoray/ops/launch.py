@@ -11,8 +11,9 @@ from types import FrameType
 from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.serve.context import _get_global_client
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ApplicationStatus, LoggingConfig
 
+from nanoray import logs
 from nanoray.cluster import connection
 from nanoray.cluster.placement import for_lasting
 from nanoray.config import InputError
@@ -57,8 +58,7 @@ def listen(config: ServeConfig) -> None:
     Raises:
         InputError: it serves something, on another host or port.
     """
-    wanted = HTTPOptions(host=config.host, port=config.port)
-    serve.start(http_options=wanted, controller_options=CONTROLLER)
+    start_serve(config)
     client = _get_global_client()
     assert client is not None, "just started"
     there = client.http_config
@@ -72,7 +72,16 @@ def listen(config: ServeConfig) -> None:
             f"{there.host} --port {there.port}, or end what is there: serve shutdown."
         )
     serve.shutdown()
-    serve.start(http_options=wanted, controller_options=CONTROLLER)
+    start_serve(config)
+
+
+def start_serve(config: ServeConfig) -> None:
+    """Start Serve; one that is there already keeps its own host and port."""
+    serve.start(
+        http_options=HTTPOptions(host=config.host, port=config.port),
+        logging_config=log_format(),
+        controller_options=CONTROLLER,
+    )
 
 
 def find_door() -> Handle | None:
@@ -85,6 +94,15 @@ def find_door() -> Handle | None:
     except Exception as error:  # of the replica, or of the way to it
         logger.warning("the server does not answer: %r", error)
     return door
+
+
+def log_format() -> LoggingConfig:
+    """Let Serve's own log files, of controller, proxies and replicas, be JSON where our lines are.
+
+    Raises:
+        InputError: NANORAY_LOG_FORMAT is no format.
+    """
+    return LoggingConfig(encoding="JSON" if logs.are_json() else "TEXT")
 
 
 def launch(config: ServeConfig) -> None:
@@ -107,12 +125,16 @@ def launch(config: ServeConfig) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note_signal)
     try:
-        serve.run(application, name=APPLICATION, route_prefix="/", blocking=False)
+        serve.run(
+            application,
+            name=APPLICATION,
+            route_prefix="/",
+            blocking=False,
+            logging_config=log_format(),
+        )
     except RuntimeError as error:
         raise InputError(f"The server did not start: {error}") from error
-    door = (
-        find_door()
-    )  # a handle takes a while to find its way, and `ray job stop` gives three seconds
+    door = find_door()  # found now: `ray job stop` leaves three seconds
     tell_addresses(config)
     if config.open_page:
         webbrowser.open(f"{config.own_url()}/chat")

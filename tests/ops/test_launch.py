@@ -4,7 +4,8 @@ import logging
 
 import pytest
 
-from nanoray.ops.launch import tell_addresses
+from nanoray.logs import FORMAT_VARIABLE
+from nanoray.ops.launch import log_format, tell_addresses
 from nanoray.serve.serve_config import ServeConfig
 
 
@@ -15,3 +16,12 @@ def test_the_addresses_are_told(page: bool, caplog: pytest.LogCaptureFixture) ->
 
     assert "http://127.0.0.1:8123/v1" in caplog.text
     assert ("http://127.0.0.1:8123/chat" in caplog.text) == page
+
+
+@pytest.mark.parametrize(("given", "encoding"), [("text", "TEXT"), ("json", "JSON")])
+def test_serve_logs_in_the_format_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, given: str, encoding: str
+) -> None:
+    monkeypatch.setenv(FORMAT_VARIABLE, given)
+
+    assert log_format().encoding == encoding

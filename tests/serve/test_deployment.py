@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 import openai
+import psutil
 import pytest
 from ray.exceptions import RayActorError
 
