@@ -1,6 +1,7 @@
 """What a file for Ray's cluster launcher must be, beyond what Ray's own schema asks."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -13,6 +14,9 @@ Config = dict[str, Any]  # Any: YAML
 
 TOKEN = "~/.ray/auth_token"
 LOOPBACK = "127.0.0.1"
+LOCK = Path(__file__).parents[2] / "deploy" / "requirements.lock"
+LEAST_DRIVER = {12: 525, 13: 580}
+"""NVIDIA's least driver for each CUDA (its page on minor version compatibility)."""
 DISKS = ("pd-balanced", "pd-ssd")
 """Kinds of persistent disk that A3 takes (Google's page of its machine types)."""
 
@@ -27,6 +31,7 @@ def problems(config: Config) -> list[str]:
         *head_problems(config),
         *worker_problems(config),
         *disk_problems(config),
+        *driver_problems(config),
         *start_problems(config),
         *notice_problems(config),
         *upload_problems(config),
@@ -98,6 +103,27 @@ def disk_problems(config: Config) -> list[str]:
         if disk["initializeParams"].get("diskType")
         not in {f"zones/{zone}/diskTypes/{kind}" for kind in DISKS}
     ]
+
+
+def least_driver() -> int:
+    """Give the least driver for the CUDA with which the locked torch was built."""
+    (cuda,) = re.findall(r"^cuda-toolkit==(\d+)\.", LOCK.read_text(), re.MULTILINE)
+    return LEAST_DRIVER[int(cuda)]
+
+
+def driver_problems(config: Config) -> list[str]:
+    """Check that an image whose name tells its driver has one that the locked torch takes.
+
+    Google's families are named so; an AMI is a number, and its driver is left to its reader.
+    """
+    found = []
+    for name, each in config["available_node_types"].items():
+        drivers = re.findall(r"nvidia-(\d+)", str(each["node_config"]))
+        if config["provider"]["type"] == "gcp" and not drivers:
+            found.append(f"the image of {name} names no driver")
+        if any(int(driver) < least_driver() for driver in drivers):
+            found.append(f"{name} has a driver older than {least_driver()}")
+    return found
 
 
 def start_problems(config: Config) -> list[str]:

@@ -12,7 +12,7 @@ from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config
 
-from tests.deploy.launcher_rules import TOKEN, Config, problems, types
+from tests.deploy.launcher_rules import TOKEN, Config, least_driver, problems, types
 
 ROOT = Path(__file__).parents[2]
 FILES = ("cluster.yaml", "deploy/gcp.yaml")
@@ -132,6 +132,36 @@ def test_a_planted_mistake_is_found(name: str, mutation: str):
     found = problems(config)
 
     assert expected in found
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("ubuntu-accelerator-2404-amd64-with-nvidia-570", "h100 has a driver older than 580"),
+        ("ubuntu-2404-lts-amd64", "the image of h100 names no driver"),
+    ],
+)
+def test_an_image_whose_driver_is_too_old_for_the_locked_torch_is_found(image: str, expected: str):
+    config = load("deploy/gcp.yaml")
+    disk = types(config)[1]["h100"]["node_config"]["disks"][0]["initializeParams"]
+    family = f"projects/ubuntu-os-accelerator-images/global/images/family/{image}"
+
+    disk["sourceImage"] = family
+
+    found = problems(config)
+
+    assert found == [expected]
+
+
+def test_the_documents_name_the_driver_that_the_locked_torch_needs():
+    sections = (ROOT / "docs" / "clusters.md").read_text().split("\n## ")
+    marked = [each for each in sections if "(needs " in each.splitlines()[0]]
+
+    assert len(marked) == 4
+    assert [
+        each.splitlines()[0] for each in marked if f"{least_driver()} or later" not in each
+    ] == []
+    assert f"driver {least_driver()} or later" in (ROOT / "cluster.yaml").read_text()
 
 
 @pytest.mark.parametrize("kind", [None, "pd-standard", "local-ssd"])
