@@ -169,6 +169,14 @@ def test_the_lock_file_holds_what_the_project_needs_in_its_versions():
     assert {"boto3", "google-api-python-client"} <= set(pins)  # the launcher's own, on a head
 
 
+def test_whatever_is_locked_is_pinned_for_pip_too():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()[1:]
+    pinned = {canonicalize_name(line.split("==")[0]) for line in lines}
+
+    assert set(locked()) - pinned == set()
+    assert {"pip", "setuptools"} <= pinned  # what installs, and what builds
+
+
 def test_the_lock_file_and_the_constraints_agree():
     constraints = dict(
         line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines()[1:]
