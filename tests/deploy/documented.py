@@ -20,11 +20,13 @@ DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
+    "docs/architecture.md",
     "docs/clusters.md",
     "docs/measurements.md",
     "docs/runbook.md",
 )
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"(?<!`)`(python jobs/[^`]+)`(?!`)")
 ELSEWHERE = re.compile(r"^#+ .*\(needs (?:a cloud|a cluster|Slurm)\)", re.MULTILINE)
 """The heading of a section whose commands this machine cannot run."""
 
@@ -68,6 +70,15 @@ def documented_commands() -> list[Command]:
                         if words:
                             found.setdefault(words, Command(document, words, here))
     return list(found.values())
+
+
+def inline_commands() -> list[tuple[str, ...]]:
+    """Read the jobs that are called within a sentence: each job's file and its flags."""
+    found: dict[tuple[str, ...], None] = {}
+    for document in DOCUMENTS:
+        for command in INLINE.findall(BLOCK.sub("", (ROOT / document).read_text())):
+            found[arguments_of_a_job(shlex.split(command)) or ()] = None
+    return list(found)
 
 
 def split_assignments(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:

@@ -49,6 +49,14 @@ PIPELINE = " ".join(
     )
 )
 
+LOOPBACK_HEAD = (
+    "tests/cluster/test_loopback.py::"
+    "test_a_head_that_is_started_as_the_documents_say_listens_on_the_loopback_only"
+)
+KILL_MATRIX = (
+    "tests/faults/test_chaos.py::test_each_fault_at_five_moments_leaves_the_undisturbed_run"
+)
+
 STORY = (
     Step("python jobs/plan.py --depth 34 --tokens-per-param 40", tells="2,217,082,880"),
     Step(
@@ -185,36 +193,73 @@ CLIENTS = (
 )
 """What talks to each of them."""
 
-ELSEWHERE = {
+RUN_BY: dict[str, tuple[str, ...]] = {
+    "make pretrain": (
+        "tests/deploy/test_make.py::test_make_pretrain_leaves_a_model_and_its_report",
+    ),
+    "make demo": ("tests/deploy/test_make.py::test_make_demo_ends_with_a_page_to_chat_on",),
+    "ray start --head": (
+        "tests/deploy/test_story.py::test_every_documented_command_does_what_its_reader_expects",
+        "tests/heads.py",
+    ),
+    "export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0": (LOOPBACK_HEAD,),
+    "ray start --head --dashboard-host=127.0.0.1": (LOOPBACK_HEAD, "tests/heads.py"),
+    "RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000 "
+    "RAY_health_check_timeout_ms=2000 RAY_health_check_failure_threshold=3 "
+    "ray start --head": (
+        "tests/faults/test_autoscaling.py::"
+        "test_nodes_come_for_a_job_one_is_lost_another_comes_and_all_leave",
+        "nanoray/ops/local_cluster.py",
+        "tests/heads.py",
+    ),
+    "ray get-auth-token --generate '>' /dev/null": (
+        "tests/deploy/test_scripts.py::"
+        "test_a_slurm_job_starts_ray_runs_the_command_and_leaves_nothing",
+        "deploy/slurm.sh",
+    ),
+    "chmod 600 '~/.ray/auth_token'": (
+        "tests/deploy/test_scripts.py::"
+        "test_a_slurm_job_starts_ray_runs_the_command_and_leaves_nothing",
+        "deploy/slurm.sh",
+    ),
+    "python jobs/data.py --data fineweb-edu --depth 34 --tokens-per-param 40": (
+        "tests/ops/test_fetch.py::test_the_plan_of_d34_is_that_of_nanochat",
+        "tests/ops/test_fetch.py::test_the_job_fetches_without_ray",
+    ),
+    "ray job submit --working-dir . -- python jobs/pretrain.py --run d34 --depth 34 "
+    "--data fineweb-edu --tokens-per-param 40 --storage s3://bucket/runs": (
+        "tests/stages/test_object_store.py::"
+        "test_a_run_on_s3_leaves_there_what_one_on_a_disk_leaves",
+    ),
+    "python jobs/chaos.py --faults worker node --seeds 5": (KILL_MATRIX,),
+    "python jobs/chaos.py --faults worker freeze driver node --seeds 5": (KILL_MATRIX,),
+    "python jobs/chaos.py --faults worker driver node --per-run 10 "
+    "'--pretrain=--depth 4 --num-steps 2000 --save-every 50'": (
+        "tests/faults/test_chaos.py::test_a_run_of_flags_of_its_own_outlives_several_faults",
+    ),
+    "python jobs/forecast.py --grade d34": (
+        "tests/ops/test_forecast_grade.py::test_the_job_grades_a_run_by_its_name",
+    ),
+}
+"""Documented commands that the story leaves to tests of their own, and what these use.
+
+Of a job they must have every flag that no step of the story gives it.
+"""
+
+NOT_RUN = {
     "git clone '<this' 'repository>' nanoray": "the checkout that this is",
     "cd nanoray": "the checkout that this is",
     "source .venv/bin/activate": "the environment that this is",
-    "make pretrain": "tests/deploy/test_make.py",
-    "make demo": "tests/deploy/test_make.py",
     "make test": "what runs this",
     "make test-slow": "what runs this",
     "make test-proofs": "what runs this",
     "make check": "what runs this",
     "bash scripts/gpu_check.sh": "needs a GPU",
     "export RAY_AUTH_MODE=token": "set for all steps",
-    "ray start --head": "tests/heads.py, with ports of its own",
-    "ray start --head --dashboard-host=127.0.0.1": "tests/heads.py, with ports of its own",
-    "RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000 "
-    "RAY_health_check_timeout_ms=2000 RAY_health_check_failure_threshold=3 "
-    "ray start --head": "tests/faults/test_autoscaling.py",
     "ray stop": "would end the Ray of everybody on this machine",
-    "ray get-auth-token --generate '>' /dev/null": "tests/deploy/test_scripts.py, likewise",
-    "chmod 600 '~/.ray/auth_token'": "a shell's own",
-    "python jobs/data.py --data fineweb-edu --depth 34 --tokens-per-param 40": "needs the network; "
-    "tests/ops/test_fetch.py has a hub of its own",
-    "ray job submit --working-dir . -- python jobs/pretrain.py --run d34 --depth 34 "
-    "--data fineweb-edu --tokens-per-param 40 --storage s3://bucket/runs": "tests/stages/"
-    "test_object_store.py",
-    "python jobs/chaos.py --faults worker node --seeds 5": "tests/faults/test_chaos.py",
-    "python jobs/chaos.py --faults worker freeze driver node --seeds 5": "tests/faults/"
-    "test_chaos.py",
-    "python jobs/chaos.py --faults worker driver node --per-run 10 "
-    "'--pretrain=--depth 4 --num-steps 2000 --save-every 50'": "tests/faults/test_chaos.py",
-    "python jobs/forecast.py --grade d34": "tests/ops/test_forecast.py",
+    "sudo install -o prometheus -m 400 /dev/stdin /etc/prometheus/nanoray_api_key '<<<' '$KEY'": (
+        "needs a Prometheus"
+    ),
+    "prometheus --config.file=deploy/prometheus.yml": "needs a Prometheus",
 }
-"""Documented commands that are not part of the story: where they are run, or what they need."""
+"""Documented commands that no test runs, and why."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nanoray.serve.serve_config import KEYS_VARIABLE
+from tests.deploy.documented import documented_commands
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ("docs/clusters.md", "SECURITY.md")
@@ -58,3 +59,19 @@ def test_every_dependency_is_explained():
 
     told = {name for row in explained for name in re.sub(r"\[.*\]", "", row).split(", ")}
     assert named - told == set()
+
+
+def test_every_install_that_is_shown_is_by_exact_versions():
+    shown = [str(command) for command in documented_commands() if "install" in command.words]
+    made = [
+        line
+        for file in ("Makefile", "scripts/gpu_check.sh", "scripts/demo.sh")
+        for line in (ROOT / file).read_text().splitlines()
+        if "pip install" in line
+    ]
+    sentences = re.findall(r"`(pip install [^`]+)`", (ROOT / "README.md").read_text())
+
+    installs = [each for each in [*shown, *made, *sentences] if "pip install" in each]
+
+    assert len(installs) > 5
+    assert [each for each in installs if "-c constraints.txt" not in each] == []

@@ -102,3 +102,13 @@ def test_ten_kills_in_one_run_leave_it_as_it_was_and_every_second_is_accounted_f
     assert len(trial["injuries"]) == 10
     wall_seconds = trial["seconds"]["productive"] / trial["goodput"]
     assert sum(trial["seconds"].values()) == pytest.approx(wall_seconds, rel=0.01)
+
+
+@pytest.mark.timeout(3700)
+def test_a_run_of_flags_of_its_own_outlives_several_faults(tmp_path: Path):
+    run = f"--pretrain={SMALL_RUN} --num-steps 300 --save-every 25"
+
+    [trial] = harmed(tmp_path, "--faults", "worker", "driver", "node", "--per-run", 3, run)
+
+    assert trial["is_equal"]
+    assert len(trial["injuries"]) == 3

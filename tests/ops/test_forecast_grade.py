@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from nanoray.stages.pretrain_config import PretrainConfig, decide, model_config
 from nanoray.storage import RunFolder, read_json, write_json
 from tests.ops.synthetic_sweep import trials
 
+JOB = Path(__file__).parents[2] / "jobs" / "forecast.py"
 PEAK = 1e12
 
 
@@ -190,3 +193,18 @@ def test_the_number_of_workers_is_told_by_speed_and_utilization(made: tuple[Path
     assert (found.num_workers, found.depth) == (2, 10)
     assert found.tokens_per_param == pytest.approx(20, rel=1e-3)
     assert read_json(RunFolder(str(storage), "d10").fs, f"{storage}/d10/run.json") is not None
+
+
+def test_the_job_grades_a_run_by_its_name(made: tuple[Path, float]) -> None:
+    storage, bits = made
+    finish_run(storage, "d10", bits + 1e-4, began=time.time() + 60)
+
+    done = subprocess.run(
+        [sys.executable, JOB, "--grade", "d10", "--storage", storage],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert f"{storage}/s/grade-d10.json" in done.stdout
