@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from ray._common.utils import get_default_ray_temp_dir
 
 from nanoray.cluster.connection import SMALL_MACHINE, Resources
 from nanoray.config import InputError
@@ -188,9 +190,22 @@ def test_the_doctor_stops_a_run_before_its_first_start_only(cluster: Cluster, tm
 
 
 @contextlib.contextmanager
-def node_with_other_mounts(cluster: Cluster, *folders: Path) -> Iterator[None]:
-    """Add a node in a mount namespace of its own, where small empty disks lie over some folders."""
-    mounts = " && ".join(f"mount -t tmpfs -o size=1m tmpfs {folder}" for folder in folders)
+def node_with_other_mounts(
+    cluster: Cluster, *folders: Path, megabytes: int = 1, filled: int = 0
+) -> Iterator[None]:
+    """Add a node in a mount namespace of its own, where small disks lie over some folders.
+
+    Args:
+        cluster: which gets the node.
+        folders: what the disks hide.
+        megabytes: size of each.
+        filled: megabytes of each that are taken from the beginning.
+    """
+    mounts = " && ".join(
+        f"mount -t tmpfs -o size={megabytes}m tmpfs {folder} && "
+        f"head -c {filled}M /dev/zero > {folder}/taken"
+        for folder in folders
+    )
     ray = Path(sys.executable).parent / "ray"
     start = f"{ray} start --address {cluster.address} --num-cpus 1 --block"
     unshare = ["unshare", "--mount", "sh", "-c", f"{mounts} && exec {start}"]
@@ -233,6 +248,24 @@ def test_a_node_that_sees_another_storage_and_other_data_is_named(
     assert "does not have 2 of 2 shards: a.parquet, b.parquet" in found["data"]["found"]
     assert found["versions"]["status"] == Status.OK
     assert list(storage.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("filled", "status", "told"),
+    [(0, Status.WARNING, r"\(.*\) has 0\.2 GB left"), (192, Status.FAILED, r"is 9\d % full")],
+)
+def test_a_node_with_little_disk_for_ray_is_named(
+    cluster: Cluster, tmp_path: Path, filled: int, status: Status, told: str
+):
+    ray_folder = Path(get_default_ray_temp_dir())
+    with node_with_other_mounts(cluster, ray_folder, megabytes=200, filled=filled):
+        _, found = examine(cluster, "--quick", "--storage", tmp_path / "runs", *FLAGS)
+
+    assert found["nodes"]["found"].startswith("2 nodes with 5 CPUs")
+    assert found["disk"]["status"] == status
+    assert re.search(told, found["disk"]["found"]), found["disk"]
 
 
 @pytest.mark.slow
