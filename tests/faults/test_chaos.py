@@ -21,7 +21,7 @@ WHILE_SAVING = 10
 """Steps that are made while a checkpoint is written: what is killed then goes back behind it."""
 AT_ONCE = ("worker", "freeze", "driver", "node", "partition", "damage")
 """Faults that need no time in which the run goes on."""
-LONGER_RUN = SMALL_RUN.replace("--num-steps 240", "--num-steps 2000")
+LONGER_RUN = SMALL_RUN.replace("--num-steps 400", "--num-steps 2000")
 """For those that do: a node trains on until its notice is over, a disk is full for a while."""
 
 
