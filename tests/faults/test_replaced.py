@@ -1,13 +1,15 @@
 """A run that is started while it runs: the newer start has it, and nobody takes it back."""
 
+import json
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.faults.test_kill import arguments, calm
-from tests.running import Cluster, read_run, start_job, wait_for_step
+from tests.running import LONGEST_WAIT_SECONDS, Cluster, read_run, start_job, wait_for_step
 
-STEPS = 400
+STEPS = 200
 
 
 @pytest.mark.cluster
@@ -20,8 +22,15 @@ def test_of_two_drivers_of_a_run_the_newer_one_trains_it_to_its_undisturbed_end(
     command = arguments(tmp_path, "twice", 1, STEPS)
 
     older = start_job("pretrain.py", *command, env=env)
-    wait_for_step(older, tmp_path, "twice", 1)
+    wait_for_step(older, tmp_path, "twice", 25)
+    [worker] = ray_cluster.workers()
+    worker.suspend()  # or it might have done all steps before the newer one begins
     newer = start_job("pretrain.py", *command, env=env)
+    deadline = time.monotonic() + LONGEST_WAIT_SECONDS
+    while json.loads((tmp_path / "twice/run.json").read_text())["attempt"] == 1:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    worker.resume()
     told, _ = older.communicate(timeout=300)
     said, _ = newer.communicate(timeout=300)
 
