@@ -82,10 +82,13 @@ def test_a_node_that_is_taken_after_a_notice_costs_a_save_interval(tmp_path: Pat
 
 @pytest.mark.timeout(3700)
 @pytest.mark.parametrize("fault", ["storage", "disk"])
-def test_storage_that_fails_for_a_while_costs_no_step(own_disk: Path, fault: str) -> None:
+def test_storage_that_fails_for_a_while_costs_no_step(
+    tmp_path: Path, fault: str, request: pytest.FixtureRequest
+) -> None:
+    storage = request.getfixturevalue("own_disk") if fault == "disk" else tmp_path
     flags = ("--outage-seconds", 5, f"--pretrain={LONGER_RUN}")
 
-    trials = harmed(own_disk, "--faults", fault, "--seeds", 5, *flags)
+    trials = harmed(storage, "--faults", fault, "--seeds", 5, *flags)
 
     check(trials, most_lost=0)
 
