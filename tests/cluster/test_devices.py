@@ -1,12 +1,14 @@
 """What the devices of a cluster are called, whose price follows from that."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
 from nanoray.cluster.autoscaler import VARIABLE
+from nanoray.cluster.connection import SMALL_MACHINE
 from nanoray.cluster.devices import device_kind
 from tests.driver import connected
 from tests.running import ROOT, Cluster
@@ -23,9 +25,10 @@ print(*gpus_of([node["NodeID"], "a node that is gone"]), device_kind())
 
 @pytest.mark.cluster
 def test_the_gpus_of_a_node_are_what_ray_knows_them_as() -> None:
-    ran = subprocess.run(
-        [sys.executable, "-c", A_NODE_WITH_GPUS], cwd=ROOT, capture_output=True, text=True
-    )
+    env = {**os.environ, **SMALL_MACHINE, "RAY_raylet_start_wait_time_s": "120"}
+    command = [sys.executable, "-c", A_NODE_WITH_GPUS]
+
+    ran = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
     assert ran.stdout.split() == ["h200", "gpu", "h200"], ran.stderr
 
