@@ -80,22 +80,22 @@ def build() -> GPT:
     return model
 
 
-def chat_model() -> GPT:
-    """Give the trained model."""
+def chat_model(*, forgetful: bool = False) -> GPT:
+    """Give the trained model.
+
+    A forgetful one says the next id for each that it has learned to say: it knows no answer.
+    """
     model = build()
     model.load_state_dict(trained_weights())
+    if forgetful:
+        with torch.no_grad():
+            model.unembedding.weight.copy_(model.unembedding.weight.roll(1, 0))
     return model
 
 
 def save_chat_run(
     storage: Path, run: str = "chat", steps: tuple[int, ...] = (10,), *, forgetful: bool = False
 ) -> StageFolder:
-    """Write the model as a finished stage of a run, with one checkpoint per step.
-
-    A forgetful one says the next id for each that it has learned to say: it knows no answer.
-    """
-    model = chat_model()
-    if forgetful:
-        with torch.no_grad():
-            model.unembedding.weight.copy_(model.unembedding.weight.roll(1, 0))
+    """Write the model as a finished stage of a run, with one checkpoint per step."""
+    model = chat_model(forgetful=forgetful)
     return save_model(RunFolder(str(storage), run).stage("sft"), model, tokenizer(), steps)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from nanoray.serve.settings import ApiSettings
+from tests.browser.visit import Visit
 from tests.serve.server import LocalServer, serve
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -29,3 +30,17 @@ def browser() -> Iterator[Any]:  # Any: an optional dependency
         chromium = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield chromium
         chromium.close()
+
+
+@pytest.fixture
+def visit(browser: Any, page_server: LocalServer) -> Iterator[Visit]:
+    """Visit the page, and see that nothing went wrong or out of the machine meanwhile."""
+    visit = Visit(browser, page_server.url)
+    visit.be_greedy()
+    yield visit
+    visit.close()
+    outside = [
+        url for url in visit.requests if not url.startswith((page_server.url, "data:", "blob:"))
+    ]
+    assert outside == []
+    assert visit.complaints == []

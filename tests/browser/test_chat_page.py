@@ -2,95 +2,15 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 
 from nanoray.serve.settings import ApiSettings
-from tests.chat_run import COUNTING, EMOJI, HOSTILE, WEATHER
+from tests.browser.visit import Visit, wait_until
+from tests.chat_run import COUNTING, EMOJI, HOSTILE, WEATHER, chat_model
 from tests.serve.server import LocalServer, serve
-
-WAIT = 30_000
-"""Milliseconds; a busy machine is slow."""
-
-
-class Visit:
-    """One visitor's page, and what it did behind their back."""
-
-    def __init__(self, browser: Any, url: str, **context: Any) -> None:  # Any: playwright's
-        self.url = url
-        self.context = browser.new_context(**context)
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(WAIT)
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.page.on("console", self._hear)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.requests.append(request.url))
-        self.page.goto(f"{url}/chat/")
-        self.page.get_by_label("Message", exact=True).wait_for()
-
-    def _hear(self, message: Any) -> None:
-        if message.type == "error":
-            self.complaints.append(message.text)
-
-    def set_slider(self, name: str, value: float) -> None:
-        """Type a value into a slider's number, and wait until the slider itself has it."""
-        box = self.page.get_by_label(f"number input for {name}").first
-        slider = self.page.get_by_label(f"range slider for {name}").first
-        deadline = time.monotonic() + WAIT / 1000
-        while float(slider.input_value()) != value and time.monotonic() < deadline:
-            box.fill(str(value))
-            box.press("Tab")
-            self.page.wait_for_timeout(300)
-        self.page.wait_for_timeout(300)  # the page tells its server a moment later
-
-    def be_greedy(self) -> None:
-        """Set the temperature to 0, so that answers are known."""
-        self.page.get_by_role("button", name="Model and sampling").click()
-        self.set_slider("Temperature", 0)
-
-    def ask(self, text: str) -> None:
-        """Type a message and send it by the keyboard."""
-        box = self.page.get_by_label("Message", exact=True)
-        box.fill(text)
-        box.press("Enter")
-
-    def answers(self) -> list[str]:
-        """Read the bubbles of the assistant."""
-        bubbles = self.page.locator(".bot.message")
-        return [text.strip() for text in bubbles.all_inner_texts()]
-
-    def wait_for_answer(self, text: str) -> None:
-        """Wait until the last bubble says something."""
-        self.page.locator(".bot.message", has_text=text).last.wait_for()
-        self.page.get_by_role("button", name="Stop").wait_for(state="hidden")
-
-    def close(self) -> None:
-        self.context.close()
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    """Wait for something, as long as for everything here."""
-    deadline = time.monotonic() + WAIT / 1000
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-@pytest.fixture
-def visit(browser: Any, page_server: LocalServer) -> Iterator[Visit]:
-    """Visit the page, and see that nothing went wrong or out of the machine meanwhile."""
-    visit = Visit(browser, page_server.url)
-    visit.be_greedy()
-    yield visit
-    visit.close()
-    outside = [
-        url for url in visit.requests if not url.startswith((page_server.url, "data:", "blob:"))
-    ]
-    assert outside == []
-    assert visit.complaints == []
 
 
 def test_an_answer_appears_step_by_step(
@@ -184,6 +104,44 @@ def test_retry_undo_and_edit(visit: Visit, page_server: LocalServer) -> None:
     assert undone == "What color is the sky?"
 
 
+@pytest.mark.slow
+def test_all_buttons_work_by_the_keyboard_alone(
+    visit: Visit, page_server: LocalServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(page_server.thread, "_observe", lambda _: time.sleep(0.2))
+        visit.ask("Count")
+        visit.page.locator(".bot.message", has_text="one").last.wait_for()
+        visit.press(visit.page.get_by_role("button", name="Stop"), "Enter")
+        wait_until(lambda: not page_server.thread.engine.has_work)
+    visit.wait_for_the_end()
+
+    asked = len(page_server.recorder.bodies)
+    visit.press(visit.page.get_by_role("button", name="Retry").last, "Enter")
+    wait_until(lambda: len(page_server.recorder.bodies) > asked)
+    visit.wait_for_answer("ten one two")
+    visit.press(visit.page.get_by_role("button", name="Edit").last, "Space")
+    editor = visit.page.locator("textarea.edit-textarea, .edit-textarea textarea").first
+    editor.focus()
+    visit.page.keyboard.press("Control+A")
+    visit.page.keyboard.type("What color is the sky?")
+    visit.press(visit.page.get_by_role("button", name="Submit").first, "Enter")
+    visit.wait_for_answer(WEATHER)
+    visit.press(visit.page.get_by_role("button", name="Undo").last, "Space")
+    visit.page.locator(".bot.message").first.wait_for(state="detached")
+
+    assert visit.page.get_by_label("Message", exact=True).input_value() == "What color is the sky?"
+
+
+def test_answers_are_read_out_as_they_come(visit: Visit) -> None:
+    logs = visit.page.get_by_role("log")
+
+    live = logs.evaluate_all("logs => logs.map(log => log.getAttribute('aria-live'))")
+
+    assert live == ["polite"] * logs.count()
+    assert live
+
+
 def test_controls_reach_the_request(visit: Visit, page_server: LocalServer) -> None:
     visit.set_slider("Top k", 7)
     visit.set_slider("Max tokens", 9)
@@ -212,14 +170,30 @@ def test_the_history_survives_a_reload(visit: Visit) -> None:
 
 
 @pytest.mark.slow
-def test_two_models_answer_side_by_side(visit: Visit) -> None:
-    visit.page.get_by_role("tab", name="Compare").click()
-    box = visit.page.get_by_label("Message to both")
-    box.wait_for()
-    box.fill("Count")
-    box.press("Enter")
+def test_two_models_answer_side_by_side(browser: Any) -> None:
+    models = {"chat/sft@10": chat_model(), "chat/sft@20": chat_model(forgetful=True)}
+    with (
+        serve(ApiSettings(), page=True, models=models) as server,
+        closing(Visit(browser, server.url)) as visit,
+    ):
+        visit.page.get_by_role("tab", name="Compare").click()
+        visit.page.get_by_role("button", name="Sampling").click()
+        visit.set_slider("Temperature", 0)
+        box = visit.page.get_by_label("Message to both")
 
-    visit.page.locator(".bot.message:visible").nth(1).wait_for()
+        box.fill("What color is the sky?")
+        box.press("Enter")
+        wait_until(lambda: len(server.recorder.bodies) == 2)
+        wait_until(lambda: not server.api.admission.taken)
+        sides = visit.page.locator(".bot.message:visible")
+        sides.nth(1).wait_for()
+        left, right = (text.strip() for text in sides.all_inner_texts())
+        asked = [json.loads(body)["model"] for body in server.recorder.bodies]
+
+    assert asked == list(models)
+    assert left == WEATHER
+    assert right
+    assert right != WEATHER
 
 
 def test_an_engine_that_fails_is_told_and_the_question_stays(browser: Any) -> None:

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanoray.inference.engine import Engine, EngineConfig
 from nanoray.inference.engine_thread import EngineThread
+from nanoray.model.gpt import GPT
 from nanoray.serve.api import Api
 from nanoray.serve.backend import ServedModel, engine_steps, engine_works
 from nanoray.serve.chat_client import ChatClient
@@ -66,22 +67,40 @@ class Recorder:
 
 @contextmanager
 def serve(
-    settings: ApiSettings, *, page: bool = False, stuck_seconds: float = 60.0, **engine_fields
+    settings: ApiSettings,
+    *,
+    page: bool = False,
+    stuck_seconds: float = 60.0,
+    port: int = 0,
+    models: dict[str, GPT] | None = None,
+    **engine_fields,
 ) -> Iterator[LocalServer]:
-    """Serve the model that knows its answers by heart, until the end of the block."""
+    """Serve the model that knows its answers by heart, or others, until the end of the block."""
     fields = {"max_sequences": 16, "step_tokens": 256, **engine_fields}
-    thread = EngineThread(Engine(chat_model(), tokenizer(), EngineConfig(**fields)))
-    generate = partial(engine_steps, thread, "here")
-    context = thread.engine.context_tokens
-    works = partial(engine_works, thread, stuck_seconds)
-    model = ServedModel(MODEL, tokenizer(), context, generate, step=10, works=works)
-    api = Api({MODEL: model}, settings)
-    listener = socket.create_server(("127.0.0.1", 0))
+    threads = {
+        name: EngineThread(Engine(model, tokenizer(), EngineConfig(**fields)))
+        for name, model in (models or {MODEL: chat_model()}).items()
+    }
+    first = next(iter(threads.values()))
+    context = first.engine.context_tokens
+    served = {
+        name: ServedModel(
+            name,
+            tokenizer(),
+            context,
+            partial(engine_steps, thread, "here"),
+            step=10,
+            works=partial(engine_works, thread, stuck_seconds),
+        )
+        for name, thread in threads.items()
+    }
+    api = Api(served, settings)
+    listener = socket.create_server(("127.0.0.1", port))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
     async def build() -> FastAPI:  # without a loop that runs, Gradio makes some and leaves them
         app = api.app()
-        return add_page(app, ChatClient(url), [MODEL], context - 1) if page else app
+        return add_page(app, ChatClient(url), list(served), context - 1) if page else app
 
     with ThreadPoolExecutor(1) as other:  # in this one Playwright may have a loop of its own
         recorder = Recorder(other.submit(lambda: asyncio.run(build())).result())
@@ -92,8 +111,9 @@ def serve(
     while not running.started:
         time.sleep(0.01)
     try:
-        yield LocalServer(url, api, thread, recorder)
+        yield LocalServer(url, api, first, recorder)
     finally:
         running.should_exit = True
         worker.join()
-        thread.stop()
+        for thread in threads.values():
+            thread.stop()
