@@ -63,6 +63,7 @@ MAY_IMPORT_RAY = [
     "nanoray/ops/admission.py",
     "nanoray/ops/chaos.py",
     "nanoray/ops/chaos_faults.py",
+    "nanoray/ops/doctor_before.py",
     "nanoray/ops/doctor_cluster.py",
     "nanoray/ops/local_cluster.py",
     "nanoray/ops/launch.py",

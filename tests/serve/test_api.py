@@ -15,10 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 from nanoray.serve import protocol
-from nanoray.serve.settings import ApiSettings
 from nanoray.text.tokenizer import Tokenizer
 from tests.chat_run import ANSWERS, EMOJI, WEATHER
-from tests.serve.server import MODEL, LocalServer, serve
+from tests.serve.server import MODEL, LocalServer
 
 SKY = {"messages": [{"role": "user", "content": "What color is the sky?"}], "temperature": 0}
 LONG = {**SKY, "ignore_eos": True, "max_tokens": 200}
@@ -384,22 +383,3 @@ def test_mixed_requests_at_once_give_what_each_gives_alone(server: LocalServer) 
         together = list(pool.map(ask, bodies))
 
     assert together == alone
-
-
-def test_a_run_that_goes_on_to_its_next_stage_keeps_the_names_that_clients_use() -> None:
-    with serve(ApiSettings()) as server:
-        [model] = server.api.models.values()
-        first, newest = model.id, f"{model.id}-next@7"
-
-        async def ask() -> str:
-            return newest
-
-        model.newest = ask
-        names = [first, f"{first}-next", "another"]
-        answers = [server.post(CHAT, {**SKY, "model": name}) for name in reversed(names)]
-        listed = server.get("/v1/models").json()["data"]
-
-    assert [answer.status_code for answer in answers] == [404, 200, 200]
-    assert {answer.json()["model"] for answer in answers[1:]} == {f"{first}-next"}
-    assert f"There are: {first}-next." in answers[0].json()["error"]["message"]
-    assert [(card["id"], card["step"]) for card in listed] == [(f"{first}-next", 7)]

@@ -135,3 +135,22 @@ def test_an_engine_that_fails_is_an_error_inside_of_a_stream_and_a_503_before_it
     assert json.loads(rest[-2].removeprefix("data: "))["error"]["type"] == "server_error"
     assert rest[-1] == "data: [DONE]"
     assert after.status_code == 503
+
+
+def test_a_run_that_goes_on_to_its_next_stage_keeps_the_names_that_clients_use() -> None:
+    with serve(ApiSettings()) as server:
+        [model] = server.api.models.values()
+        first, newest = model.id, f"{model.id}-next@7"
+
+        async def ask() -> str:
+            return newest
+
+        model.newest = ask
+        names = [first, f"{first}-next", "another"]
+        answers = [server.post(CHAT, {**SKY, "model": name}) for name in reversed(names)]
+        listed = server.get("/v1/models").json()["data"]
+
+    assert [answer.status_code for answer in answers] == [404, 200, 200]
+    assert {answer.json()["model"] for answer in answers[1:]} == {f"{first}-next"}
+    assert f"There are: {first}-next." in answers[0].json()["error"]["message"]
+    assert [(card["id"], card["step"]) for card in listed] == [(f"{first}-next", 7)]
