@@ -1,14 +1,13 @@
 """What tests of several folders need: a small Ray cluster, and a disk that is easily full."""
 
 import logging
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.disks import own_filesystem
 from tests.running import Cluster, start_cluster
 
 
@@ -35,13 +34,8 @@ def ray_cluster() -> Iterator[Cluster]:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A filesystem of 64 kB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("needs the right to mount")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with own_filesystem(tmp_path / "disk", "64k") as disk:
+        yield disk
 
 
 @pytest.fixture

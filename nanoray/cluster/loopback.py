@@ -1,13 +1,11 @@
 """A Ray of this machine alone: none of its processes listens for other machines."""
 
 import contextlib
-import functools
 import socket
 from collections.abc import Iterator
 
 import ray
 from ray._private import ray_constants, services
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is not in __all__
 
 LOOPBACK = "127.0.0.1"
 SECONDS = 5
@@ -45,27 +43,3 @@ def is_on_loopback() -> bool:
     """Say whether the node of this process is one that nobody else reaches."""
     address: str = ray.util.get_node_ip_address()
     return address == LOOPBACK
-
-
-def open_store() -> tuple[str, int]:
-    """Open the store at which torch's ranks meet; left to itself, torch listens on all addresses.
-
-    Returns:
-        Address and port. Who makes a store of several tenants there, in this process, shares it.
-    """
-    listener = socket.create_server((LOOPBACK, 0))
-    port = listener.getsockname()[1]
-    _keep_store(port, listener.detach())
-    return LOOPBACK, port
-
-
-@functools.lru_cache(maxsize=1)  # torch itself forgets a store that nobody holds
-def _keep_store(port: int, listener: int) -> TCPStore:
-    return TCPStore(
-        LOOPBACK,
-        port,
-        is_master=True,
-        wait_for_workers=False,
-        multi_tenant=True,
-        master_listen_fd=listener,
-    )

@@ -4,8 +4,10 @@ Left to itself, gloo binds to the address that the host's name has. On Debian an
 that is 127.0.0.1 or 127.0.1.1, at which no other host can be reached.
 """
 
+import functools
 import logging
 import os
+import socket
 from typing import Any
 
 import psutil
@@ -14,8 +16,9 @@ from ray.train._internal.utils import get_address_and_port
 from ray.train.torch import TorchConfig, config
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is not in __all__
 
-from nanoray.cluster.loopback import is_on_loopback, open_store
+from nanoray.cluster.loopback import LOOPBACK, is_on_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,30 @@ def choose_meeting_place() -> tuple[str, int]:
     On a machine by itself the store listens from here on; elsewhere torch opens it.
     """
     return open_store() if is_on_loopback() else get_address_and_port()
+
+
+def open_store() -> tuple[str, int]:
+    """Open the store at which torch's ranks meet; left to itself, torch listens on all addresses.
+
+    Returns:
+        Address and port. Who makes a store of several tenants there, in this process, shares it.
+    """
+    listener = socket.create_server((LOOPBACK, 0))
+    port = listener.getsockname()[1]
+    _keep_store(port, listener.detach())
+    return LOOPBACK, port
+
+
+@functools.lru_cache(maxsize=1)  # torch itself forgets a store that nobody holds
+def _keep_store(port: int, listener: int) -> TCPStore:
+    return TCPStore(
+        LOOPBACK,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        multi_tenant=True,
+        master_listen_fd=listener,
+    )
 
 
 class NodeNetworkBackend(_TorchBackend):

@@ -84,8 +84,8 @@ def start_serve(config: ServeConfig) -> None:
     )
 
 
-def find_door() -> Handle | None:
-    """Give a handle of the server that is there, if any; one that was told to stop goes on."""
+def keep_open() -> Handle | None:
+    """Have the server that is there go on if it was told to stop; gives its handle, if any."""
     if APPLICATION not in serve.status().applications:
         return None
     door = serve.get_deployment_handle(DOOR, APPLICATION)
@@ -121,7 +121,7 @@ def launch(config: ServeConfig) -> None:
     connection.connect()
     application = prepare(config)
     listen(config)
-    find_door()  # a server that was told to stop, and still answers, gets a successor in its place
+    keep_open()  # what runs takes the place of what was there, whose end must not end it too
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note_signal)
     try:
@@ -134,7 +134,9 @@ def launch(config: ServeConfig) -> None:
         )
     except RuntimeError as error:
         raise InputError(f"The server did not start: {error}") from error
-    door = find_door()  # found now: `ray job stop` leaves three seconds
+    door = (
+        keep_open()
+    )  # a handle takes a while to be ready, and `ray job stop` leaves three seconds
     tell_addresses(config)
     if config.open_page:
         webbrowser.open(f"{config.own_url()}/chat")

@@ -4,17 +4,13 @@ import os
 import socket
 import subprocess
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
-import torch.distributed as dist
 from ray._private import ray_constants, services
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is not in __all__
 
-from nanoray.cluster.loopback import answers_only_here, on_loopback, open_store
+from nanoray.cluster.loopback import answers_only_here, on_loopback
 from tests.heads import running_head
 from tests.running import ROOT, TINY, is_local, listeners, start_job, wait_for_step
 
@@ -57,33 +53,6 @@ def test_a_cluster_of_the_network_is_told_from_one_of_this_machine(
         ]
 
     assert found == [True, False, False]
-
-
-def test_ranks_meet_at_a_store_on_the_loopback(monkeypatch: pytest.MonkeyPatch):
-    def ours() -> set[str]:
-        return {name for _, name in listeners(psutil.Process()) if name.endswith(f":{port}")}
-
-    address, port = open_store()
-    monkeypatch.setenv("MASTER_ADDR", address)
-    monkeypatch.setenv("MASTER_PORT", str(port))
-    dist.init_process_group("gloo", rank=0, world_size=1, timeout=timedelta(seconds=20))
-    try:
-        total = torch.ones(1)
-        dist.all_reduce(total)
-        while_joined = ours()
-    finally:
-        dist.destroy_process_group()
-
-    assert total.item() == 1
-    assert while_joined == {f"127.0.0.1:{port}"}
-
-
-def test_two_groups_in_one_process_have_stores_of_their_own():
-    [first, second] = [TCPStore(*open_store(), multi_tenant=True) for _ in range(2)]
-
-    first.set("key", "first")
-
-    assert second.check(["key"]) is False
 
 
 @pytest.mark.cluster
@@ -141,3 +110,11 @@ def test_a_head_that_is_started_as_the_documents_say_listens_on_the_loopback_onl
     assert "it ran" in ran.stdout
     assert {"gcs_server", "raylet", "ray::DashboardAgent"} <= {name for name, _ in listening}
     assert {each for each in listening if not is_local(each[1])} == set()
+
+
+def test_a_driver_that_computes_nothing_does_not_load_torch() -> None:
+    look = "import sys, nanoray.cluster.connection; print('torch' in sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", look], cwd=ROOT, capture_output=True, text=True)
+
+    assert done.stdout == "False\n", done.stderr

@@ -2,15 +2,24 @@
 
 import json
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 import ray
+import torch
+import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is not in __all__
 
-from nanoray.cluster.network import GLOO_INTERFACE, choose_interface, interface_of
+from nanoray.cluster.network import (
+    GLOO_INTERFACE,
+    choose_interface,
+    interface_of,
+    open_store,
+)
 from tests.faults.test_kill import arguments
-from tests.running import Cluster, run_job
+from tests.running import Cluster, listeners, run_job
 
 
 def test_an_interface_is_known_by_its_address():
@@ -19,6 +28,33 @@ def test_an_interface_is_known_by_its_address():
     assert loopback is not None
     assert "127.0.0.1" in {each.address for each in psutil.net_if_addrs()[loopback]}
     assert interface_of("192.0.2.1") is None  # an address of documentation, RFC 5737
+
+
+def test_ranks_meet_at_a_store_on_the_loopback(monkeypatch: pytest.MonkeyPatch):
+    def ours() -> set[str]:
+        return {name for _, name in listeners(psutil.Process()) if name.endswith(f":{port}")}
+
+    address, port = open_store()
+    monkeypatch.setenv("MASTER_ADDR", address)
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    dist.init_process_group("gloo", rank=0, world_size=1, timeout=timedelta(seconds=20))
+    try:
+        total = torch.ones(1)
+        dist.all_reduce(total)
+        while_joined = ours()
+    finally:
+        dist.destroy_process_group()
+
+    assert total.item() == 1
+    assert while_joined == {f"127.0.0.1:{port}"}
+
+
+def test_two_groups_in_one_process_have_stores_of_their_own():
+    [first, second] = [TCPStore(*open_store(), multi_tenant=True) for _ in range(2)]
+
+    first.set("key", "first")
+
+    assert second.check(["key"]) is False
 
 
 def test_gloo_gets_the_interface_of_this_node(monkeypatch: pytest.MonkeyPatch):

@@ -22,6 +22,13 @@ def write_shard(path: str | Path, texts: Sequence[str | None], row_group_size: i
     write_row_groups(path, [texts[start : start + row_group_size] for start in starts])
 
 
+def write_shards(folder: Path, names: Sequence[str]) -> Path:
+    """Write small shards, each with documents of its own; gives the folder."""
+    for seed, name in enumerate(names):
+        write_shard(folder / name, sentences(10, seed))
+    return folder
+
+
 def sentences(count: int, seed: int = 0, longest: int = 30) -> list[str]:
     """Draw documents of 1 to `longest` words, each with its number, so that no two are alike."""
     draw = np.random.default_rng(seed)

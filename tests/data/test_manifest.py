@@ -11,16 +11,14 @@ import pytest
 from nanoray.config import DataError
 from nanoray.data.manifest import Manifest, check_unchanged, find_shards, make_manifest
 from nanoray.data.plan import split_units
-from tests.data.shards import sentences, write_row_groups, write_shard
+from tests.data.shards import sentences, write_row_groups, write_shard, write_shards
 
 NAMES = ["shard_0.parquet", "shard_1.parquet", "shard_2.parquet"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for seed, name in enumerate(NAMES):
-        write_shard(tmp_path / "texts" / name, sentences(10, seed))
-    return tmp_path / "texts"
+    return write_shards(tmp_path / "texts", NAMES)
 
 
 @pytest.fixture

@@ -15,16 +15,14 @@ from nanoray.config import DataError, StorageError
 from nanoray.data import manifest as manifest_module
 from nanoray.data.manifest import make_manifest
 from nanoray.storage import open_location
-from tests.data.shards import sentences, write_shard
+from tests.data.shards import sentences, write_shard, write_shards
 
 NAMES = ["shard_0.parquet", "shard_1.parquet", "shard_2.parquet"]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for seed, name in enumerate(NAMES):
-        write_shard(tmp_path / "texts" / name, sentences(10, seed))
-    return tmp_path / "texts"
+    return write_shards(tmp_path / "texts", NAMES)
 
 
 def failing_open(fs: AbstractFileSystem, errors: list[Exception]) -> Callable[..., Any]:

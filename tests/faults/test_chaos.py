@@ -1,8 +1,6 @@
 """`jobs/chaos.py` against clusters of several nodes on this machine: the kill matrix."""
 
 import json
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ import pytest
 
 from nanoray.ops.chaos import SMALL_RUN
 from nanoray.ops.chaos_faults import FAULTS
+from tests.disks import own_filesystem
 from tests.running import run_job
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
@@ -28,13 +27,8 @@ LONGER_RUN = SMALL_RUN.replace("--num-steps 400", "--num-steps 2000")
 @pytest.fixture
 def own_disk(tmp_path: Path) -> Iterator[Path]:
     """A filesystem that may be filled without harm to the machine's."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("a filesystem of its own, to be filled, needs the right to mount")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with own_filesystem(tmp_path / "disk", "300m") as disk:
+        yield disk
 
 
 def harmed(storage: Path, *flags: object, nodes: int = 3) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 
 from nanoray.config import InputError
-from nanoray.ops.launch import ask_to_stop, find_door, listen
+from nanoray.ops.launch import ask_to_stop, keep_open, listen
 from nanoray.serve.deployment import APPLICATION, ReplicaShare, build_application
 from nanoray.serve.serve_config import ServeConfig
 from tests.chat_run import save_chat_run
@@ -120,10 +120,10 @@ def test_a_server_that_is_about_to_end_goes_on_when_it_is_started_again(
         running = pool.submit(stream, config.own_url(), LONG)
         while not_running(config):
             time.sleep(0.02)
-        door = find_door()
+        door = keep_open()
         assert door is not None
         left = ask_to_stop(door)
-        find_door()
+        keep_open()
         deploy(config)
         ended = running.result()[1]
     answer = httpx.post(config.own_url() + CHAT, json=SKY, timeout=60)
