@@ -15,9 +15,10 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, TaskCancelledError
 from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanoray.inference.cache_size import blocks_that_fit
 from nanoray.inference.engine import Engine, EngineConfig
@@ -158,6 +159,12 @@ class Door:
                 engine.works,
                 {name},
             )
+        app = self._build(models)
+        app.add_middleware(ClientsMayLeave)
+        return app
+
+    def _build(self, models: dict[str, ServedModel]) -> FastAPI:
+        """Build the API over models, and the page if there is to be one."""
         if not self.page_url:
             self.api = Api(models, self.settings)
             return self.api.app()
@@ -199,6 +206,27 @@ class Door:
         while self.api.admission.taken and time.monotonic() < deadline:
             await asyncio.sleep(0.2)
         await asyncio.to_thread(serve.delete, APPLICATION, _blocking=False)
+
+
+class ClientsMayLeave:
+    """Tells an application by ASGI's own message that its client has left.
+
+    Serve cancels the task that would have told it, and raises that where the message is waited for.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+
+        async def receive_until_left() -> Message:
+            try:
+                return await receive()
+            except TaskCancelledError:
+                return {"type": "http.disconnect"}
+
+        await self.app(scope, receive_until_left, send)
 
 
 class RemoteEngine:

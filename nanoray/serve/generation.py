@@ -16,6 +16,8 @@ from nanoray.serve.server_metrics import ServerMetrics
 from nanoray.serve.settings import ApiSettings
 
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+UNDER_WAY: set[asyncio.Task[None]] = set()
+"""What gives back after clients that have left: the event loop itself would forget it."""
 
 
 class Generation:
@@ -98,6 +100,7 @@ class Generations:
         self.all: list[Generation] = []
         self._beginning: list[asyncio.Task[None]] = []
         self._pumps: list[asyncio.Task[None]] = []
+        self._closing: asyncio.Task[None] | None = None
         """They wait for steps: a generator can be closed only when nobody waits for it."""
 
     async def begin(self, make: list[Callable[[], Generation]]) -> None:
@@ -125,7 +128,17 @@ class Generations:
             raise
 
     async def close(self) -> None:
-        """Give everything back."""
+        """Give everything back, also if who asks for it is cancelled meanwhile.
+
+        A client that leaves can cancel a request twice: once in its stream, once as it ends.
+        """
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+            UNDER_WAY.add(self._closing)
+            self._closing.add_done_callback(UNDER_WAY.discard)
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         self._ticket.leave()
         tasks = [*self._beginning, *self._pumps]
         for task in tasks:

@@ -190,6 +190,37 @@ def test_prompts_that_are_given_up_while_others_wait_are_all_closed() -> None:
     assert (admission.taken, [script.closed for script in scripts]) == (0, [1, 1, 1])
 
 
+class SlowToClose(Script):
+    """A model at which it takes a moment to free a place."""
+
+    async def generate(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Step]:
+        try:
+            yield step(1)
+            await asyncio.sleep(30)
+        finally:
+            await asyncio.sleep(0.02)
+            self.closed += 1
+
+
+def test_a_request_that_is_cancelled_while_it_ends_gives_everything_back() -> None:
+    admission, metrics, script = Admission(4), ServerMetrics(), SlowToClose()
+
+    async def run() -> None:
+        generations = Generations(admission, 1)
+        await generations.begin([maker(script, metrics=metrics)])
+        ending = asyncio.create_task(generations.close())
+        await asyncio.sleep(0.01)
+        ending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await ending
+        await asyncio.sleep(0.05)
+
+    asyncio.run(run())
+
+    assert (admission.taken, script.closed) == (0, 1)
+    assert b'num_requests_running{model_name="m"} 0.0' in metrics.text()
+
+
 def test_what_goes_wrong_later_comes_where_it_happened() -> None:
     admission, script = Admission(4), Script(step(1), ConnectionError("gone"))
 
