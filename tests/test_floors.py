@@ -43,6 +43,7 @@ FLOORS: dict[str, int] = {
 MAY_IMPORT_RAY = [
     "nanoray/cluster/connection.py",
     "nanoray/cluster/deadline.py",
+    "nanoray/cluster/decisions.py",
     "nanoray/cluster/devices.py",
     "nanoray/cluster/gauges.py",
     "nanoray/cluster/group.py",

@@ -27,6 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanoray.cluster.connection import Resources
 from nanoray.cluster.deadline import Allowance, Deadline
+from nanoray.cluster.decisions import Decisions, final_errors
 from nanoray.cluster.devices import CPU, gpus_of
 from nanoray.cluster.gauges import FailureGauge, RunGauges
 from nanoray.cluster.growth import NEVER_SECONDS, Growth
@@ -36,19 +37,12 @@ from nanoray.cluster.monitor import Pulse, Start, forward_logs, start_monitor
 from nanoray.cluster.network import NodeNetworkConfig
 from nanoray.cluster.pending import Pending
 from nanoray.cluster.placement import packing
-from nanoray.cluster.recovery import (
-    Cause,
-    Decision,
-    Failure,
-    RetryBudget,
-    describe_failure,
-    of_group,
-)
+from nanoray.cluster.recovery import Decision, Failure, RetryBudget, describe_failure
 from nanoray.cluster.reservations import TRAIN_PREFIX, Reservations, refresh
 from nanoray.cluster.turns import Turn
 from nanoray.cluster.watch import watch
 from nanoray.cluster.watchdog import Watchdog
-from nanoray.config import InputError, RunFailedError, RunReplacedError, RunStoppedError
+from nanoray.config import InputError, RunFailedError, RunReplacedError
 from nanoray.data.feed import Actor
 from nanoray.progress import RunDisplay
 from nanoray.storage import RunFolder, is_local
@@ -118,8 +112,9 @@ class Group:
     record_begin: Callable[[Start, list[str]], float | None]
     """Called when a group has its workers, with its start and the device of each: gives the dollars
     per hour of all that it holds, if that has a price."""
-    record: Callable[[Failure, Decision], None]
-    """Called for each failure of the group, with what is decided."""
+    record: Callable[[int, Failure, Decision], None]
+    """Called for each failure with the attempt that failed and what is decided, before there is
+    room for another group."""
     device_batch_size: int
     """Rows per forward pass of a worker at the first start."""
     pacer: Actor
@@ -194,7 +189,13 @@ def make_trainer(
     # Any: Ray's stubs know no function with a result, no elastic group, no callback but Tune's.
     worker: Any = _worker_function(group, monitor)
     scaling: Any = ScalingConfig
-    news: Any = [FailureNews(monitor, is_elastic=low < high), BeginNews(group, monitor)]
+    budget = RetryBudget(group.max_restarts, group.device_batch_size)
+    counted = FailureGauge(folder.run, group.stage)
+    news: Any = [
+        FailureNews(monitor, is_elastic=low < high),
+        Decisions(monitor, budget, group.newest_step, group.record, counted),
+        BeginNews(group, monitor),
+    ]
     return TorchTrainer(
         worker,
         scaling_config=scaling(
@@ -213,11 +214,11 @@ def make_trainer(
             storage_filesystem=None
             if is_local(folder.fs)
             else PyFileSystem(FSSpecHandler(folder.fs)),
-            # Any number: which failures are tried again is decided in `Starts.begin`.
+            # Any number: which failures are tried again is decided in `Decisions`.
             failure_config=FailureConfig(max_failures=-1),
             callbacks=news,
         ),
-        datasets={"train": Starts(group, monitor, folder.run).begin},
+        datasets={"train": Starts(group, monitor).begin},
         dataset_config=DataConfig(
             execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False
         ),
@@ -265,16 +266,6 @@ class BeginNews(WorkerGroupCallback):
         return {}
 
 
-@contextlib.contextmanager
-def final_errors(monitor: Actor) -> Iterator[None]:
-    """Let an error in Ray Train's controller end the run, whatever Ray's own budgets say."""
-    try:
-        yield
-    except (InputError, RunFailedError) as error:
-        ray.get(monitor.finish.remote(None, error))
-        raise
-
-
 def wait_for_verdict(nodes: set[str]) -> None:
     """Wait until Ray has given up those of the nodes that do not answer."""
     deadline = time.monotonic() + VERDICT_SECONDS
@@ -318,50 +309,21 @@ def _worker_function(group: Group, monitor: Actor) -> Callable[[], object]:
 
 
 class Starts:
-    """Decides on every start of a group, in Ray Train's controller."""
+    """Prepares every start of a group, in Ray Train's controller."""
 
-    def __init__(self, group: Group, monitor: Actor, run: str) -> None:
+    def __init__(self, group: Group, monitor: Actor) -> None:
         self.group, self.monitor = group, monitor
-        self.budget = RetryBudget(group.max_restarts, group.device_batch_size)
-        self.counted = FailureGauge(run, group.stage)
         self.driver, self.attempt = name_of_driver(), 0
 
     def begin(self) -> Dataset:
-        """Give the stream of the next group, if there is to be one."""
+        """Give the stream of the next group, which has its workers."""
         forward_logs(self.monitor)
         with final_errors(self.monitor):
-            failures = ray.get(self.monitor.begin_start.remote())
-            why = ray.get(self.monitor.reason_to_stop.remote())
-            if failures and why:
-                saved = f"Step {self.group.newest_step()} is saved"
-                raise RunStoppedError(f"{why}. {saved}; the same command goes on from it.")
-            self._take_attempt(of_group(failures) if failures else None)
-            step, dataset = self.group.begin(self.attempt)
-            start = Start(self.attempt, step, self.budget.device_batch_size)
-            ray.get(self.monitor.begin_group.remote(start))
-            return dataset
-
-    def _take_attempt(self, failure: Failure | None) -> None:
-        """Number the next attempt, unless it was decided after a failure that there is none.
-
-        A failure is recorded only after that, because a run that another start has taken over is
-        not ours to write to.
-        """
-        decision = None
-        if failure is not None:
-            decision = self.budget.decide(failure, self.group.newest_step())
-            logger.warning("%s", decision.line)
-            self.counted.count(failure.cause.value)
-        if decision is None or decision.again:
             self.attempt = self.group.take_attempt(self.driver, self.attempt)
-        if failure is None or decision is None:
-            return
-        if failure.cause is not Cause.REPLACED:
-            self.group.record(failure, decision)
-        if not decision.again:
-            raise ray.get(self.monitor.finished.remote()) or RunFailedError(
-                f"{decision.line}.\n{failure.details}"
-            )
+            step, dataset = self.group.begin(self.attempt)
+            rows = ray.get(self.monitor.rows.remote(self.group.device_batch_size))
+            ray.get(self.monitor.begin_group.remote(Start(self.attempt, step, rows)))
+            return dataset
 
 
 def name_of_driver() -> str:

@@ -69,13 +69,14 @@ class Monitor:
         self.final_error: InputError | RunFailedError | None = None
         self.wish = Wish.NONE
         self.why_stop = self.reserved_as = ""
-        self.has_started = False
         self.start: Start | None = None
         """Of the group that is there; None between two."""
         self.dollars_per_hour = self.spent = 0.0
         """What the group costs that is there, and all of this start have cost until `counted`."""
         self.counted = clock()
         self.leaving_told = self.save_is_wanted = False
+        self.device_batch_size = 0
+        """Rows per forward pass that were decided after a failure; 0 before the first."""
 
     def node(self) -> str:
         """Give the node on which this is, and the driver."""
@@ -163,23 +164,33 @@ class Monitor:
         if not known or (first_hand and failure.cause is not Cause.HANG):
             self.failures[failure.rank] = failure
 
-    def begin_start(self) -> list[Failure]:
-        """Forget the workers of the last start; gives why they ended, empty at the first start.
+    def end_group(self) -> tuple[Start | None, list[Failure]]:
+        """Forget the group that was there; gives its start and why it ended.
 
-        From here until `begin_group` nobody is listened to.
+        None and nothing where there was none: at the first start, and for as long as the next group
+        finds no room. From here until `begin_group` nobody is listened to.
         """
-        failures, self.failures, self.beats = list(self.failures.values()), {}, {}
-        self.start = None
+        start, failures = self.start, list(self.failures.values())
+        self.start, self.failures, self.beats = None, {}, {}
+        self.hold(0.0)
+        if start is None:
+            return None, []
         if self.wish is Wish.GROW:
             self.wish = Wish.NONE
-        if self.has_started and not failures:
+        if not failures:
             failures = [Failure(Cause.LOST, 0, "the workers could not be started")]
         if self.leaving_told and all(each.cause in OF_A_LOSS for each in failures):
             failures = [Failure(Cause.PREEMPTION, each.rank, each.summary) for each in failures]
-        self.has_started = True
-        self.hold(0.0)
         self.leaving_told = self.save_is_wanted = False
-        return failures
+        return start, failures
+
+    def take_rows(self, device_batch_size: int) -> None:
+        """Note with how many rows per forward pass the next group shall begin."""
+        self.device_batch_size = device_batch_size
+
+    def rows(self, at_first: int) -> int:
+        """Give that number; before anything was decided, the one of the first start."""
+        return self.device_batch_size or at_first
 
     def begin_group(self, start: Start) -> None:
         """Note what the next group begins with: from here on it is listened to."""

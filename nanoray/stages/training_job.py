@@ -150,13 +150,21 @@ class TrainingJob:
         """
         return self._patiently(lambda: self._record_begin(start, devices))
 
-    def record(self, failure: Failure, decision: Decision) -> None:
-        """Record a failure of the group among the events of the run."""
+    def record(self, attempt: int, failure: Failure, decision: Decision) -> None:
+        """Record a failure of the group among the events of the run.
+
+        Raises:
+            RunReplacedError: another start has the run, whose events they are now.
+        """
+        self._patiently(lambda: self._record(attempt, failure, decision))
+
+    def _record(self, attempt: int, failure: Failure, decision: Decision) -> None:
+        self.folder.run.check_attempt(attempt)
         if failure.cause is Cause.GROWTH:
-            self._patiently(lambda: append_event(self.folder, "growth"))
+            append_event(self.folder, "growth")
             return
         facts = {"cause": failure.cause.value, "rank": failure.rank, "again": decision.again}
-        self._patiently(lambda: append_event(self.folder, "failure", **facts))
+        append_event(self.folder, "failure", **facts)
 
     def take_attempt(self, driver: str, after: int) -> int:
         """Number the next attempt, as `RunFolder.begin_attempt` does."""

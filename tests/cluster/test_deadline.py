@@ -29,7 +29,7 @@ def test_workers_are_asked_to_stop_once_when_the_money_is_spent(
     deadline = Deadline(monitor, Allowance(5.0, "the money is spent"))
     beat = Beat(1, 0, 1, 0.0, "node", "step 1", 0.0, is_training=True)
     deadline.check()  # it waits for machines
-    ray.get(monitor.begin_start.remote())
+    ray.get(monitor.end_group.remote())
     ray.get(monitor.begin_group.remote(Start(1, 0, 8)))
     ray.get(monitor.hold.remote(1.0))
     deadline.check()

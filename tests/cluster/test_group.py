@@ -66,8 +66,6 @@ class Story:
         return len(list(self.folder.glob("start-*")))
 
     def take_attempt(self, driver: str, after: int) -> int:
-        if self.ending == "replaced" and after:
-            raise RunReplacedError(str(self.folder), after, after + 1, "process 7 on b")
         assert after == self.starts
         return after + 1
 
@@ -82,7 +80,10 @@ class Story:
         (self.folder / f"devices-{self.starts}").write_text(",".join(devices))
         return 3600.0 * len(devices)
 
-    def record(self, failure: Failure, decision: Decision) -> None:
+    def record(self, attempt: int, failure: Failure, decision: Decision) -> None:
+        if self.ending == "replaced":
+            raise RunReplacedError(str(self.folder), attempt, attempt + 1, "process 7 on b")
+        assert attempt == self.starts
         told = self.folder / f"failure-{len(list(self.folder.glob('failure-*')))}"
         told.write_text(f"{failure.cause} on rank {failure.rank}, again: {decision.again}")
 
@@ -272,7 +273,7 @@ def test_workers_that_never_get_on_end_the_run(tmp_path):
     assert story.starts == 2
 
 
-@pytest.mark.proof
+@pytest.mark.slow
 def test_a_group_out_of_memory_starts_again_with_half_the_device_batch(tmp_path):
     ran = run(Story(tmp_path, "too large"))
 

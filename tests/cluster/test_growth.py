@@ -88,5 +88,5 @@ def beat_of(rank: int) -> Beat:
 
 
 def begin_anew(monitor: Actor) -> None:
-    ray.get(monitor.begin_start.remote())
+    ray.get(monitor.end_group.remote())
     ray.get(monitor.begin_group.remote(Start(1, 0, 8)))

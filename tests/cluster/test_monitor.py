@@ -20,7 +20,7 @@ def monitor_of(attempt: int = 1) -> Monitor:
 
 
 def begin(monitor: Monitor, attempt: int) -> list[Failure]:
-    failures = monitor.begin_start()
+    failures = monitor.end_group()[1]
     monitor.begin_group(Start(attempt, 0, 8))
     return failures
 
@@ -70,7 +70,7 @@ def test_what_a_rank_says_itself_holds_over_what_ray_says_of_it() -> None:
     monitor.fail(1, told, first_hand=True)
     monitor.fail(1, ray_says, first_hand=False)
 
-    assert monitor.begin_start() == [told]
+    assert monitor.end_group()[1] == [told]
 
 
 def test_a_new_start_knows_nothing_of_the_workers_before_it() -> None:
@@ -78,7 +78,7 @@ def test_a_new_start_knows_nothing_of_the_workers_before_it() -> None:
     monitor.beat(beat_of(0))
     monitor.fail(1, Failure(Cause.LOST, 0, "gone"), first_hand=False)
 
-    failures = monitor.begin_start()
+    failures = monitor.end_group()[1]
 
     assert len(failures) == 1
     assert monitor.silences() == []
@@ -88,7 +88,7 @@ def test_a_start_that_failed_before_there_were_workers_counts_too() -> None:
     monitor = Monitor()
     assert begin(monitor, 1) == []
 
-    [failure] = monitor.begin_start()
+    [failure] = monitor.end_group()[1]
 
     assert failure == Failure(Cause.LOST, 0, "the workers could not be started")
 
@@ -112,7 +112,7 @@ def test_after_a_failure_nobody_is_watched_and_a_silence_explains_nothing() -> N
     monitor.fail(1, Failure(Cause.HANG, 1, "silent"), first_hand=True)
 
     assert monitor.watched() == []
-    assert monitor.begin_start() == [memory]
+    assert monitor.end_group()[1] == [memory]
 
 
 def test_groups_cost_their_own_price_from_their_workers_to_their_first_failure() -> None:
@@ -123,7 +123,7 @@ def test_groups_cost_their_own_price_from_their_workers_to_their_first_failure()
     spent = []
     for dollars_per_second in (32, 8, 16):
         now[0] += 1000  # waits for machines
-        monitor.begin_start()
+        monitor.end_group()
         now[0] += 10  # reads the checkpoint
         monitor.hold(3600.0 * dollars_per_second)
         now[0] += 5
@@ -133,7 +133,7 @@ def test_groups_cost_their_own_price_from_their_workers_to_their_first_failure()
         spent.append(monitor.dollars())
 
     assert spent == pytest.approx([32 * 5, 40 * 5, 56 * 5])
-    monitor.begin_start()
+    monitor.end_group()
     monitor.hold(3600.0)
     now[0] += 7
     assert monitor.dollars() == pytest.approx(56 * 5 + 7)
@@ -152,7 +152,7 @@ def test_a_loss_after_a_notice_is_a_preemption_also_where_nobody_tells_of_it() -
     monitor.fail(1, lost, first_hand=True)
 
     assert causes == [[Cause.PREEMPTION], [Cause.PREEMPTION], [Cause.LOST, Cause.BUG]]
-    assert [each.cause for each in monitor.begin_start()] == [Cause.LOST]
+    assert [each.cause for each in monitor.end_group()[1]] == [Cause.LOST]
 
 
 def test_rank_0_is_asked_once_to_save_and_others_never() -> None:
@@ -190,15 +190,24 @@ def test_what_workers_of_an_earlier_attempt_say_late_is_nothing_of_the_group_tha
     assert monitor.finished() is None
     assert monitor.take()[0] == []
     monitor.fail(2, Failure(Cause.LOST, 0, "reset"), first_hand=True)
-    assert [failure.cause for failure in monitor.begin_start()] == [Cause.LOST]
+    assert [failure.cause for failure in monitor.end_group()[1]] == [Cause.LOST]
 
 
 def test_between_two_groups_nobody_is_listened_to() -> None:
     monitor = monitor_of(1)
-    monitor.begin_start()
+    monitor.end_group()
 
     monitor.fail(1, Failure(Cause.REPLACED, 0, "attempt 2 has replaced attempt 1"), first_hand=True)
     monitor.beat(beat_of(0))
 
     assert (monitor.silences(), monitor.newest_start()) == ([], None)
-    assert [failure.cause for failure in monitor.begin_start()] == [Cause.LOST]
+    assert monitor.end_group() == (None, [])
+
+
+def test_the_rows_that_were_decided_stay() -> None:
+    monitor = monitor_of()
+    assert monitor.rows(8) == 8
+
+    monitor.take_rows(4)
+
+    assert monitor.rows(8) == 4

@@ -11,6 +11,7 @@ import torch
 
 from nanoray.cluster.connection import Resources
 from nanoray.cluster.monitor import Start
+from nanoray.cluster.recovery import Cause, Decision, Failure
 from nanoray.config import RunReplacedError, StorageError, to_json
 from nanoray.data.batches import Share, StepRows, step_rows
 from nanoray.data.blocks import layout_for, plain_blocks
@@ -242,6 +243,23 @@ def test_a_first_attempt_whose_checkpoints_are_away_is_not_begun_anew(job: Train
     away.rename(checkpoints)
     assert job.begin(job.take_attempt("process 1 on a", 0))[0] == 12
     assert lines_of(job, "metrics.jsonl") == lines
+
+
+def test_a_failure_is_recorded_by_the_newest_start_only(job: TrainingJob) -> None:
+    job.folder.write_config(to_json(job.config))
+    job.folder.fs.makedirs(job.folder.path("checkpoints"), exist_ok=True)
+    decision = Decision(True, "lost worker: 1 of 10", 8)
+    first = job.take_attempt("process 1 on a", 0)
+    job.record(first, Failure(Cause.LOST, 3, "gone"), decision)
+    job.record(first, Failure(Cause.GROWTH, 0, "room for 8"), decision)
+    job.take_attempt("process 2 on b", 0)
+
+    with pytest.raises(RunReplacedError, match="attempt 2 has replaced attempt 1"):
+        job.record(first, Failure(Cause.LOST, 3, "gone"), decision)
+
+    lost, growth = read_events(job.folder)
+    assert lost.items() >= {"event": "failure", "cause": "lost worker", "rank": 3}.items()
+    assert growth["event"] == "growth"
 
 
 ON_GPUS = Resources((8, 32), True, 8.0, 8, 8)
