@@ -73,8 +73,6 @@ def connect(address: str | None = None, *, least_cpus: int = 2) -> None:
     if address is None:
         for name, value in SMALL_MACHINE.items():
             os.environ.setdefault(name, value)
-        # Nobody takes this machine away, and one process less starts sooner.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         with on_loopback():
             ray.init(
                 address="local",

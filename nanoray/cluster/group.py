@@ -182,6 +182,9 @@ def make_trainer(
     """Tell Ray Train what to run; `own` names this start of the run."""
     resources = group.resources
     low, high = resources.num_workers[0], most_workers
+    # `Leaving` hears of nodes that will go. Ray Train's watcher would be one more process that each
+    # group waits for, on any node, and end the group at a deadline that machines often outlive.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     if resources.use_gpu:
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_SECONDS)
     if low < high:  # after a node has died Ray asks for its workers once more: not for a minute
