@@ -323,6 +323,7 @@ class Starts:
         forward_logs(self.monitor)
         with final_errors(self.monitor):
             self.attempt = self.group.take_attempt(self.driver, self.attempt)
+            ray.get(self.monitor.begin_attempt.remote(self.attempt))
             step, dataset = self.group.begin(self.attempt)
             rows = ray.get(self.monitor.rows.remote(self.group.device_batch_size))
             ray.get(self.monitor.begin_group.remote(Start(self.attempt, step, rows)))

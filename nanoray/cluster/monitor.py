@@ -71,6 +71,8 @@ class Monitor:
         self.why_stop = self.reserved_as = ""
         self.start: Start | None = None
         """Of the group that is there; None between two."""
+        self.attempt = 0
+        """The newest that this start of the run has taken."""
         self.dollars_per_hour = self.spent = 0.0
         """What the group costs that is there, and all of this start have cost until `counted`."""
         self.counted = clock()
@@ -164,25 +166,25 @@ class Monitor:
         if not known or (first_hand and failure.cause is not Cause.HANG):
             self.failures[failure.rank] = failure
 
-    def end_group(self) -> tuple[Start | None, list[Failure]]:
-        """Forget the group that was there; gives its start and why it ended.
+    def end_group(self) -> tuple[int, list[Failure]]:
+        """Forget the group that was there; gives its attempt and why it ended.
 
-        None and nothing where there was none: at the first start, and for as long as the next group
-        finds no room. From here until `begin_group` nobody is listened to.
+        The attempt is 0 before the first group had one. Nothing is given for as long as the next
+        group finds no room. From here until `begin_group` only Ray's controller is listened to.
         """
         start, failures = self.start, list(self.failures.values())
         self.start, self.failures, self.beats = None, {}, {}
         self.hold(0.0)
-        if start is None:
-            return None, []
+        if start is not None and not failures:
+            failures = [Failure(Cause.LOST, 0, "the workers could not be started")]
+        if not failures:
+            return self.attempt, []
         if self.wish is Wish.GROW:
             self.wish = Wish.NONE
-        if not failures:
-            failures = [Failure(Cause.LOST, 0, "the workers could not be started")]
         if self.leaving_told and all(each.cause in OF_A_LOSS for each in failures):
             failures = [Failure(Cause.PREEMPTION, each.rank, each.summary) for each in failures]
         self.leaving_told = self.save_is_wanted = False
-        return start, failures
+        return self.attempt, failures
 
     def take_rows(self, device_batch_size: int) -> None:
         """Note with how many rows per forward pass the next group shall begin."""
@@ -192,9 +194,13 @@ class Monitor:
         """Give that number; before anything was decided, the one of the first start."""
         return self.device_batch_size or at_first
 
+    def begin_attempt(self, attempt: int) -> None:
+        """Note the attempt of the next group, whose beginning may still fail."""
+        self.attempt = attempt
+
     def begin_group(self, start: Start) -> None:
         """Note what the next group begins with: from here on it is listened to."""
-        self.start = start
+        self.start, self.attempt = start, start.attempt
 
     def newest_start(self) -> Start | None:
         """Give what the group that is there begins with."""

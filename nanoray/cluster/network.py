@@ -89,14 +89,16 @@ class NodeNetworkBackend(_TorchBackend):
                 again after this error; after the worker's own it would end the run, and a host can
                 be lost at this moment as at any other.
         """
-        worker_group.execute(choose_interface)
         ours: Any = config  # Any: not public
         ours.get_address_and_port = choose_meeting_place  # what `super` has the first rank call
         try:
+            worker_group.execute(choose_interface)
             super().on_start(worker_group, backend_config)
-        except ray.exceptions.RayTaskError as error:
-            reason = str(error.cause).strip().partition("\n")[0]
+        except ray.exceptions.RayError as error:
+            reason = str(getattr(error, "cause", error)).strip().partition("\n")[0]
             logger.warning("the workers did not find each other: %s", reason)
+            # Ray forgets this group, and the next one would ask for its resources once more.
+            worker_group._worker_group_state.shutdown()
             raise WorkerGroupStartupFailedError(reason) from error
 
 

@@ -48,12 +48,18 @@ class Watchdog:
     def __init__(self, monitor: Actor, hang_seconds: float) -> None:
         self.monitor, self.hang_seconds = monitor, hang_seconds
         self.checked = 0.0
+        self.to_kill: list[Beat] = []
+        """Of ranks that were found stuck, on nodes that did not answer."""
 
     def check(self) -> None:
         """Kill what hangs, if anything does; may be called as often as one likes."""
         if time.monotonic() - self.checked < CHECK_SECONDS:
             return
         self.checked = time.monotonic()
+        if self.to_kill:
+            start = ray.get(self.monitor.newest_start.remote())
+            attempt = start.attempt if start else 0
+            self.to_kill = kill_workers([b for b in self.to_kill if b.attempt == attempt])
         beats: list[Beat] = ray.get(self.monitor.watched.remote())
         if any(beat.age_seconds > self._patience(beat) for beat in beats):
             self._heal(beats)
@@ -85,7 +91,7 @@ class Watchdog:
             ray.get(self.monitor.fail.remote(beat.attempt, failure, first_hand=True))
         for beat in beats:
             ray.get(self.monitor.leave.remote(beat.attempt, beat.rank))
-        kill_workers(victims)
+        self.to_kill = kill_workers(victims)
 
 
 def inspect_group(beats: list[Beat]) -> list[Inspection]:
@@ -97,11 +103,18 @@ def inspect_group(beats: list[Beat]) -> list[Inspection]:
     return found
 
 
-def kill_workers(beats: list[Beat]) -> None:
-    """End processes as `kill -9` does, which a stopped process cannot put off."""
+def kill_workers(beats: list[Beat]) -> list[Beat]:
+    """End processes as `kill -9` does, which a stopped process cannot put off.
+
+    Returns:
+        Those of nodes that did not answer.
+    """
+    left = []
     for node in sorted({beat.node for beat in beats}):
-        there = [(beat.pid, beat.born) for beat in beats if beat.node == node]
-        on_node(node, kill_processes, there)
+        there = [beat for beat in beats if beat.node == node]
+        if on_node(node, kill_processes, [(beat.pid, beat.born) for beat in there]) is None:
+            left += there
+    return left
 
 
 def on_node(node: str, work: Any, argument: Any) -> Any:  # Any: a function, and what it takes
@@ -128,8 +141,8 @@ def process_status(pid: int) -> str:
         return "gone"
 
 
-def kill_processes(processes: list[tuple[int, float]]) -> None:
-    """End processes of this node, given with the time at which they began.
+def kill_processes(processes: list[tuple[int, float]]) -> bool:
+    """End processes of this node, given with the time at which they began; gives True.
 
     A number may be that of a stranger by now, which then began later.
     """
@@ -138,3 +151,4 @@ def kill_processes(processes: list[tuple[int, float]]) -> None:
             process = psutil.Process(pid)
             if process.create_time() - born < CLOCK_SECONDS:
                 process.kill()
+    return True

@@ -167,10 +167,15 @@ def window_rows(layout: Layout, most_workers: int) -> int:
 
 
 def start_pacer(layout: Layout, most_workers: int, num_readers: int) -> Actor:
-    """Start the pacer on this node: if that is lost, the driver is too."""
+    """Start the pacer on this node: if that is lost, the driver is too.
+
+    One that is killed comes back, and is reset with the next start of the group.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    pacer: Any = ray.remote(Pacer).options(num_cpus=0, scheduling_strategy=here)
-    return pacer.remote(window_rows(layout, most_workers), num_readers)
+    actor: Any = ray.remote(Pacer)
+    pacer = actor.options(num_cpus=0, scheduling_strategy=here, max_restarts=-1)
+    started: Actor = pacer.remote(window_rows(layout, most_workers), num_readers)
+    return started
 
 
 def stream(plan: DataPlan, layout: Layout, start: StreamStart, pacer: Actor) -> Dataset:

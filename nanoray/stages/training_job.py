@@ -159,7 +159,8 @@ class TrainingJob:
         self._patiently(lambda: self._record(attempt, failure, decision))
 
     def _record(self, attempt: int, failure: Failure, decision: Decision) -> None:
-        self.folder.run.check_attempt(attempt)
+        if attempt:  # none has been taken before the first group has its workers
+            self.folder.run.check_attempt(attempt)
         if failure.cause is Cause.GROWTH:
             append_event(self.folder, "growth")
             return

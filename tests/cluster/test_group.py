@@ -14,6 +14,7 @@ import pytest
 import ray
 import torch
 from ray.data import DataIterator, Dataset
+from ray.exceptions import ActorDiedError
 
 from nanoray.cluster.connection import Resources
 from nanoray.cluster.deadline import Allowance
@@ -73,6 +74,8 @@ class Story:
         if self.ending == "nothing to begin with":
             raise InputError("There is no shard. Give one.")
         (self.folder / f"start-{self.starts}").touch()
+        if self.ending == "no pacer":
+            raise ActorDiedError("the pacer died")
         logger.info("start %d begins", attempt)
         return 0, ray.data.range(8)
 
@@ -235,6 +238,17 @@ def test_a_fault_in_the_code_is_tried_twice_and_told_with_its_line_first(tmp_pat
     assert 'raise ZeroDivisionError("a fault of ours")): 2 of 2; the run stops' in first
     assert traceback[0] == "Traceback (most recent call last):"
     assert story.starts == 2
+
+
+@pytest.mark.slow
+def test_a_start_that_fails_before_it_has_begun_is_told_and_not_repeated_for_ever(tmp_path):
+    story = Story(tmp_path, "no pacer")
+
+    with pytest.raises(RunFailedError, match="could not be started: ActorDiedError: the pacer"):
+        run(story, max_restarts=1)
+
+    assert story.starts == 2
+    assert len(list(tmp_path.glob("failure-*"))) == 2
 
 
 @pytest.mark.proof

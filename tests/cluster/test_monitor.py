@@ -201,7 +201,19 @@ def test_between_two_groups_nobody_is_listened_to() -> None:
     monitor.beat(beat_of(0))
 
     assert (monitor.silences(), monitor.newest_start()) == ([], None)
-    assert monitor.end_group() == (None, [])
+    assert monitor.end_group() == (1, [])
+
+
+def test_why_a_group_could_not_be_started_counts_although_it_never_began() -> None:
+    monitor = Monitor()
+    why = Failure(Cause.LOST, 0, "the workers could not be started: the actor died")
+
+    monitor.fail(None, why, first_hand=False)
+
+    assert monitor.end_group() == (0, [why])
+    monitor.begin_attempt(4)
+    monitor.fail(None, why, first_hand=False)
+    assert monitor.end_group() == (4, [why])
 
 
 def test_the_rows_that_were_decided_stay() -> None:

@@ -80,7 +80,8 @@ def test_workers_that_do_not_meet_are_started_again(ray_cluster: Cluster, tmp_pa
     wrong = {"runtime_env": {"env_vars": {GLOO_INTERFACE: "nowhere0"}}}
     env = {**ray_cluster.environment(), "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(wrong)}
 
-    flags = [*arguments(tmp_path, "apart", 2, 20), "--max-restarts", 1]
+    # The cluster has room for one such group: none of the first may be left.
+    flags = [*arguments(tmp_path, "apart", 2, 20), "--max-restarts", 1, "--cpus-per-worker", 3]
     code, output = run_job("pretrain.py", *flags, env=env)
 
     assert code == 1

@@ -2,15 +2,25 @@ import os
 import signal
 import subprocess
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import psutil
+import pytest
+import ray
 
+from nanoray.cluster.group import on_this_node
+from nanoray.cluster.monitor import Beat, Start, start_monitor
 from nanoray.cluster.watchdog import (
     Inspection,
+    Watchdog,
     inspect_processes,
     kill_processes,
+    kill_workers,
     process_status,
 )
+from tests.driver import connected
+from tests.running import Cluster
 
 
 def wait_for_status(pid: int, status: str) -> None:
@@ -41,9 +51,32 @@ def test_a_stopped_process_is_killed_and_one_that_has_gone_is_passed_over(
     born = psutil.Process(sleeper.pid).create_time()
     kill_processes([(2**22 + 1, 1.0), (sleeper.pid, born - 3600)])
     assert sleeper.poll() is None, "its number was another's before"
-    kill_processes([(2**22 + 1, 1.0), (sleeper.pid, born - 2)])  # the clock was set meanwhile
+    killed = kill_processes([(2**22 + 1, 1.0), (sleeper.pid, born - 2)])  # the clock was set since
 
+    assert killed
     assert sleeper.wait(timeout=10) == -signal.SIGKILL
+
+
+@pytest.mark.cluster
+def test_what_could_not_be_killed_is_killed_when_its_node_answers(
+    ray_cluster: Cluster, sleeper: "subprocess.Popen[str]", tmp_path: Path
+) -> None:
+    with connected(ray_cluster):
+        monitor = start_monitor(str(tmp_path), "1", on_this_node())
+        ray.get(monitor.begin_group.remote(Start(3, 0, 8)))
+        node = ray.get_runtime_context().get_node_id()
+        born = psutil.Process(sleeper.pid).create_time()
+        stuck = Beat(3, 0, sleeper.pid, born, node, "waiting", 99.0, is_training=True)
+        watchdog = Watchdog(monitor, 10)
+        watchdog.to_kill = kill_workers([replace(stuck, node="f" * 56)])
+        assert watchdog.to_kill, "no such node"
+
+        watchdog.to_kill = [stuck, replace(stuck, attempt=2, pid=os.getpid())]
+        watchdog.check()
+
+        assert sleeper.wait(timeout=10) == -signal.SIGKILL
+        assert watchdog.to_kill == []
+        ray.kill(monitor)
 
 
 def test_a_process_that_has_gone_is_said_to_have_gone() -> None:
