@@ -144,8 +144,9 @@ def retry_deaths() -> None:
 
     It counts such a death among the errors of its own, which end a run.
     """
-    known = ray_retries.RETRYABLE_CONTROLLER_ERRORS
-    ray_retries.RETRYABLE_CONTROLLER_ERRORS = tuple(dict.fromkeys((*known, *DEATHS)))
+    policy: Any = ray_retries  # Any: to Ray's stubs it has these two classes and no others
+    known = policy.RETRYABLE_CONTROLLER_ERRORS
+    policy.RETRYABLE_CONTROLLER_ERRORS = tuple(dict.fromkeys((*known, *DEATHS)))
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.controller.state import RestartingState, RunningState
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
+from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError
 
 from nanoray.cluster import decisions
@@ -178,7 +179,7 @@ def test_an_elastic_group_without_room_for_its_least_is_decided_about(
 
 
 def test_a_worker_that_dies_as_it_gets_its_work_is_started_again(monitor: Actor) -> None:
-    policy = DefaultFailurePolicy(ray.train.FailureConfig(max_failures=-1))
+    policy = DefaultFailurePolicy(FailureConfig(max_failures=-1))
     died = ControllerError(ActorDiedError("the actor died"))
 
     Ended(monitor).decide()
