@@ -17,6 +17,7 @@ from nanoray import logs
 from nanoray.cluster import connection
 from nanoray.cluster.placement import for_lasting
 from nanoray.config import InputError
+from nanoray.serve import proxy_headers
 from nanoray.serve.deployment import (
     APPLICATION,
     DOOR,
@@ -33,8 +34,9 @@ DRAIN_SECONDS = 60.0
 """How long the answers in the making may take when a server on this machine is told to stop."""
 DOOR_SECONDS = 10.0
 """How long the server may take to say how many they are."""
-CONTROLLER = {"runtime_env": {"env_vars": {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}}}
+FORCED = {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
 """An engine that is stuck will not end its answers, however long it may take for them."""
+CONTROLLER = {"runtime_env": {"env_vars": {**FORCED, **proxy_headers.SETTINGS}}}
 
 
 def prepare(config: ServeConfig) -> serve.Application:

@@ -72,6 +72,31 @@ def test_the_job_answers_on_one_port(served: ServeJob) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (b"x-request-timeout-seconds", b"0.001"),
+        (b"x-request-timeout-seconds", b"\xff"),
+        (b"x-request-disconnect-disabled", b"\xff"),
+        (b"x-request-id", b"\xff"),
+        (b"x-session-id", b"\xff"),
+        (b"serve_multiplexed_model_id", b"\xff"),
+    ],
+)
+def test_no_header_steers_the_proxy(served: ServeJob, name: bytes, value: bytes) -> None:
+    answer = httpx.post(served.url + CHAT, json=SKY, headers=[(name, value)], timeout=60)
+
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"]["content"] == WEATHER
+
+
+@pytest.mark.cluster
+def test_serve_does_not_tell_what_it_serves(served: ServeJob) -> None:
+    assert httpx.get(f"{served.url}/-/routes", timeout=60).status_code == 404
+    assert httpx.get(f"{served.url}/-/healthz", timeout=60).text == "success"
+
+
+@pytest.mark.cluster
 def test_it_is_reached_from_nowhere_else(served: ServeJob) -> None:
     listening = listeners(psutil.Process(served.process.pid))
 
