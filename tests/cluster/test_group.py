@@ -75,7 +75,7 @@ class Story:
             raise InputError("There is no shard. Give one.")
         (self.folder / f"start-{self.starts}").touch()
         if self.ending == "no pacer":
-            raise ActorDiedError("the pacer died")
+            raise ActorDiedError()
         logger.info("start %d begins", attempt)
         return 0, ray.data.range(8)
 
@@ -244,7 +244,7 @@ def test_a_fault_in_the_code_is_tried_twice_and_told_with_its_line_first(tmp_pat
 def test_a_start_that_fails_before_it_has_begun_is_told_and_not_repeated_for_ever(tmp_path):
     story = Story(tmp_path, "no pacer")
 
-    with pytest.raises(RunFailedError, match="could not be started: ActorDiedError: the pacer"):
+    with pytest.raises(RunFailedError, match="could not be started: ActorDiedError: The actor"):
         run(story, max_restarts=1)
 
     assert story.starts == 2

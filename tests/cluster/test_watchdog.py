@@ -68,7 +68,7 @@ def test_what_could_not_be_killed_is_killed_when_its_node_answers(
         born = psutil.Process(sleeper.pid).create_time()
         stuck = Beat(3, 0, sleeper.pid, born, node, "waiting", 99.0, is_training=True)
         watchdog = Watchdog(monitor, 10)
-        watchdog.to_kill = kill_workers([replace(stuck, node="f" * 56)])
+        watchdog.to_kill = kill_workers([replace(stuck, node="a" * 56)])
         assert watchdog.to_kill, "no such node"
 
         watchdog.to_kill = [stuck, replace(stuck, attempt=2, pid=os.getpid())]
