@@ -229,9 +229,9 @@ def simulated_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
         vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16").id
         public, private = (
             ec2.create_subnet(
-                VpcId=vpc, CidrBlock=f"10.0.{part}.0/24", AvailabilityZone=f"{region}a"
+                VpcId=vpc, CidrBlock=f"10.0.{part}.0/24", AvailabilityZone=f"{region}{zone}"
             ).id
-            for part in (0, 1)
+            for part, zone in enumerate("bc")
         )
         group = ec2.create_security_group(GroupName="g", Description="g", VpcId=vpc).id
         text = (ROOT / "cluster.yaml").read_text()
