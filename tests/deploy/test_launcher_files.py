@@ -11,6 +11,15 @@ from moto import mock_aws
 from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import (
+    ResourceRequestSource,
+    SchedulingNode,
+    SchedulingNodeStatus,
+)
+from ray.autoscaler.v2.utils import ResourceRequestUtil
+from ray.core.generated.common_pb2 import LabelSelectorOperator
+from ray.core.generated.instance_manager_pb2 import NodeKind
 
 from tests.deploy.launcher_rules import TOKEN, Config, least_driver, problems, types
 
@@ -29,6 +38,22 @@ def load(name: str) -> Config:
 @pytest.mark.parametrize("name", FILES)
 def test_a_launcher_file_has_no_problem(name: str):
     assert problems(load(name)) == []
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("group", "is_unplaced"), [("h100", False), ("chat", True)])
+def test_the_autoscaler_knows_which_group_of_nodes_a_chat_waits_for(
+    name: str, group: str, is_unplaced: bool
+):
+    scaling = AutoscalingConfig(prepare_config(load(name)), skip_content_hash=True)
+    kind = scaling.get_node_type_configs()["h100"]
+    node = SchedulingNode.from_node_config(kind, SchedulingNodeStatus.TO_LAUNCH, NodeKind.WORKER)
+    selector = [("ray.io/node-group", LabelSelectorOperator.LABEL_OPERATOR_IN, [group])]
+    engine = ResourceRequestUtil.make({"GPU": 1.0}, label_selectors=[selector])
+
+    unplaced, _ = node.try_schedule([engine], ResourceRequestSource.PENDING_DEMAND)
+
+    assert bool(unplaced) is is_unplaced
 
 
 def in_start(config: Config, kind: str, old: str, new: str) -> None:
