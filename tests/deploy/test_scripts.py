@@ -26,7 +26,7 @@ exec "$@"
 """
 SCONTROL = "#!/bin/bash\necho node\n"
 SUDO = """#!/bin/bash
-# A machine that updates itself: the lists are locked twice. What comes after the packages is refused.
+# Of a machine that updates itself: the lists are locked twice. What follows packages is refused.
 [ "$1" = DEBIAN_FRONTEND=noninteractive ] && shift
 [ "$1" = apt-get ] || exit 7
 echo "$@" >>"$HOME/asked"
