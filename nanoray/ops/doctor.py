@@ -295,7 +295,8 @@ def measured_findings(survey: Survey, run: MeantRun | None) -> list[Finding]:
             failed(
                 "all-reduce",
                 speeds.problem,
-                "If workers did not meet: let nodes reach each other on all ports, and see "
+                "If workers did not start: see whether CUDA answers there (nvidia-smi), or leave "
+                "the node out. If they did not meet: let nodes reach each other on all ports, and see "
                 "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME.",
             )
         )
