@@ -75,3 +75,10 @@ def test_every_install_that_is_shown_is_by_exact_versions():
 
     assert len(installs) > 5
     assert [each for each in installs if "-c constraints.txt" not in each] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_no_secret_is_written_into_a_checkout_that_jobs_send_along(document: str):
+    made = re.findall(r"^.*openssl rand.*> *\S+.*$", (ROOT / document).read_text(), re.MULTILINE)
+
+    assert [line for line in made if not re.search(r"umask 077 && .*> *~/", line)] == []
