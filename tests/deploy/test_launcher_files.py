@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -18,8 +19,7 @@ from ray.autoscaler.v2.scheduler import (
     SchedulingNodeStatus,
 )
 from ray.autoscaler.v2.utils import ResourceRequestUtil
-from ray.core.generated.common_pb2 import LabelSelectorOperator
-from ray.core.generated.instance_manager_pb2 import NodeKind
+from ray.core.generated import common_pb2, instance_manager_pb2
 
 from tests.deploy.launcher_rules import TOKEN, Config, least_driver, problems, types
 
@@ -45,10 +45,12 @@ def test_a_launcher_file_has_no_problem(name: str):
 def test_the_autoscaler_knows_which_group_of_nodes_a_chat_waits_for(
     name: str, group: str, is_unplaced: bool
 ):
+    operators: Any = common_pb2  # Any: generated, without types
+    nodes: Any = instance_manager_pb2
     scaling = AutoscalingConfig(prepare_config(load(name)), skip_content_hash=True)
     kind = scaling.get_node_type_configs()["h100"]
-    node = SchedulingNode.from_node_config(kind, SchedulingNodeStatus.TO_LAUNCH, NodeKind.WORKER)
-    selector = [("ray.io/node-group", LabelSelectorOperator.LABEL_OPERATOR_IN, [group])]
+    node = SchedulingNode.from_node_config(kind, SchedulingNodeStatus.TO_LAUNCH, nodes.WORKER)
+    selector = [("ray.io/node-group", operators.LABEL_OPERATOR_IN, [group])]
     engine = ResourceRequestUtil.make({"GPU": 1.0}, label_selectors=[selector])
 
     unplaced, _ = node.try_schedule([engine], ResourceRequestSource.PENDING_DEMAND)
