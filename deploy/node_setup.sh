@@ -16,8 +16,16 @@ chmod 600 ~/.ray/auth_token
 # g++ and the headers of Python: torch compiles kernels, and what launches them, on the node.
 packages=(nfs-common python3.12-venv python3.12-dev g++)
 if ! dpkg --status "${packages[@]}" >/dev/null 2>&1; then
-    # A fresh image may still be updating itself.
-    sudo apt-get -o DPkg::Lock::Timeout=600 update -qq
+    # A fresh image may still be updating itself. DPkg::Lock::Timeout is for the packages: the lists, which `update`
+    # locks, have no such option.
+    deadline=$((SECONDS + 600))
+    until sudo apt-get update -qq; do
+        if ((SECONDS > deadline)); then
+            echo "apt-get update has not succeeded for ten minutes" >&2
+            exit 1
+        fi
+        sleep 5
+    done
     sudo DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq "${packages[@]}"
 fi
 

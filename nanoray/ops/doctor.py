@@ -44,6 +44,7 @@ from nanoray.ops.doctor_node import Node, NodeFacts, own_versions
 from nanoray.ops.doctor_run_checks import (
     Saving,
     check_data,
+    check_lone_step,
     check_memory,
     check_storage,
     check_tokenizer,
@@ -295,8 +296,9 @@ def measured_findings(survey: Survey, run: MeantRun | None) -> list[Finding]:
             failed(
                 "all-reduce",
                 speeds.problem,
-                "If workers did not meet: let nodes reach each other on all ports, and see "
-                "GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME.",
+                "If workers did not start: see whether CUDA answers there (nvidia-smi), or leave "
+                "the node out. If they did not meet: let nodes reach each other on all ports, and "
+                "see GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME.",
             )
         )
     if run is not None and run.resources is not None:
@@ -317,10 +319,15 @@ def memory_finding(nodes: list[Node], run: MeantRun, resources: connection.Resou
     workers = resources.num_workers[1]
     if step is None or isinstance(step, str):
         return check_memory(step, estimate_bytes(run.recipe, size, workers), 1)
+    sharing = 1 if resources.use_gpu else math.ceil(workers / len(fitting))
+    if not step.fits:
+        alone, *each = (
+            estimate_bytes(run.recipe, size, count, on_gpu=resources.use_gpu)
+            for count in (1, *resources.num_workers)
+        )
+        return check_lone_step(step, alone, sharing * max(each))
     expected = expected_peak(step.peak_bytes, run.recipe, size, workers)
-    return check_memory(
-        step, expected, 1 if resources.use_gpu else math.ceil(workers / len(fitting))
-    )
+    return check_memory(step, expected, sharing)
 
 
 def stream_bytes(run: MeantRun | None) -> float | None:

@@ -137,7 +137,7 @@ def check_gpu_health(facts: Mapping[str, NodeFacts]) -> Finding:
             named(errors),
             "Drain the node and have the GPU looked at: its results cannot be trusted.",
         )
-    xids = [f"{name}: {xid}" for name, node in facts.items() for xid in node.gpus.xids]
+    xids = [f"{name}: {xid}" for name, node in facts.items() for xid in node.gpus.xids or ()]
     if xids:
         return warning(
             "GPU health",
@@ -151,7 +151,16 @@ def check_gpu_health(facts: Mapping[str, NodeFacts]) -> Finding:
             "GPU health", named([*slowed, *hot]), "See to cooling and power, or leave the node out."
         )
     hottest = max((gpu.celsius or 0 for _, gpu in gpus), default=0)
-    return ok("GPU health", f"no errors, no clocks held down, {hottest} C at most")
+    state = f"no clocks held down, {hottest} C at most"
+    unread = [name for name, node in facts.items() if node.gpus.xids is None]
+    if unread:
+        return warning(
+            "GPU health",
+            f"no ECC errors, {state}; the kernel's log of {named(unread)} could not be read",
+            "Look for Xid in the output of sudo dmesg there, or let this user read it: "
+            "sudo sysctl kernel.dmesg_restrict=0.",
+        )
+    return ok("GPU health", f"no errors, {state}")
 
 
 def check_speed(flops: Mapping[str, list[float]], gpu: str | None) -> Finding:

@@ -8,7 +8,7 @@ import collections
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from nanoray.data.feed import Actor
 from nanoray.ops.doctor_data import DataFacts, ExpectedData, look_at_data
+from nanoray.ops.doctor_findings import named
 from nanoray.ops.doctor_memory import StepFacts, try_step
 from nanoray.ops.doctor_network import AllReduce, BenchWorker
 from nanoray.ops.doctor_node import Node, NodeFacts, describe_node
@@ -168,7 +169,8 @@ def bench_workers(nodes: list[Node]) -> Iterator[list[tuple[Node, Actor]]]:
 def measure(nodes: list[Node]) -> Speeds:
     """Measure how fast GPUs or CPUs compute, and how fast they talk inside nodes and between."""
     use_gpu = any(node.num_gpus for node in nodes)
-    wanted = sum(n.num_gpus if use_gpu else WORKERS_PER_CPU_NODE * n.trains for n in nodes)
+    each = {n.name: n.num_gpus if use_gpu else WORKERS_PER_CPU_NODE * n.trains for n in nodes}
+    wanted = sum(each.values())
     if not wanted:  # an autoscaler's head alone
         return Speeds()
     free = ray.available_resources().get("GPU", 0.0)
@@ -177,14 +179,26 @@ def measure(nodes: list[Node]) -> Speeds:
         return Speeds(problem=held, is_busy=True)
     with bench_workers(nodes) as workers:
         if len(workers) < wanted:
-            what = "GPUs are held by others" if use_gpu else "bench workers did not start"
-            return Speeds(problem=f"{wanted - len(workers)} of {wanted} {what}", is_busy=use_gpu)
+            return not_started(each, [node.name for node, _ in workers])
         try:
             return measure_workers(workers, use_gpu=use_gpu)
         except ray.exceptions.GetTimeoutError:
             return Speeds(problem=f"the workers did not answer for {MEASURE_SECONDS:.0f} s")
         except ray.exceptions.RayError as error:
             return Speeds(problem=last_line(error))
+
+
+def not_started(wanted: Mapping[str, int], came: Iterable[str]) -> Speeds:
+    """Name the nodes whose bench workers did not start, though Ray had room for them.
+
+    Args:
+        wanted: number of workers by the node's name.
+        came: the node of each worker that started.
+    """
+    missing = collections.Counter(wanted) - collections.Counter(came)
+    where = named(f"{count} on {name}" for name, count in missing.items())
+    counts = f"{missing.total()} of {sum(wanted.values())}"
+    return Speeds(problem=f"{counts} bench workers did not start in {START_SECONDS:.0f} s: {where}")
 
 
 def measure_workers(workers: list[tuple[Node, Actor]], *, use_gpu: bool) -> Speeds:

@@ -31,6 +31,11 @@ its power limit have others."""
 HARDWARE_XIDS = {48, 62, 64, 74, 79, 92, 94, 95, 119, 120, 140}
 """Memory, NVLink, bus and firmware (NVIDIA's list of Xid errors); the others, such as 13 and 31,
 are errors of programs."""
+LOG_COMMANDS = (
+    ("dmesg",),
+    ("sudo", "-n", "dmesg"),
+    ("journalctl", "--quiet", "-k", "-b"),
+)
 XID = re.compile(r"NVRM: Xid \(PCI:([0-9A-Fa-f:.]+)\): (\d+)")
 
 
@@ -57,8 +62,9 @@ class GpuReport:
     gpus: tuple[Gpu, ...] = ()
     problems: tuple[str, ...] = ()
     """Lines of nvidia-smi that describe no GPU: one that has fallen off the bus, for instance."""
-    xids: tuple[str, ...] = ()
-    """Errors of the driver in the kernel's log, as "Xid 79 of 0000:3b:00"."""
+    xids: tuple[str, ...] | None = ()
+    """Errors of the driver in the kernel's log, as "Xid 79 of 0000:3b:00"; None where the log could
+    not be read."""
 
 
 def parse_smi(output: str) -> GpuReport:
@@ -123,15 +129,20 @@ def ask_smi() -> GpuReport:
         if "not a valid field" not in done.stdout + done.stderr:
             break
     found = parse_smi(done.stdout)
-    return GpuReport(found.gpus, found.problems, parse_xids(kernel_log()))
+    log = kernel_log()
+    return GpuReport(found.gpus, found.problems, None if log is None else parse_xids(log))
 
 
-def kernel_log() -> str:
-    """Read the kernel's log, as far as this user may."""
-    try:
-        done = subprocess.run(
-            ["dmesg"], capture_output=True, text=True, errors="replace", timeout=5.0, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout
+def kernel_log() -> str | None:
+    """Read the kernel's log; None if this user may not, as on Ubuntu unless sudo asks nothing."""
+    for command in LOG_COMMANDS:
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=5.0, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            continue
+        # journalctl succeeds with nothing where the user may read no more than an own journal.
+        if done.returncode == 0 and done.stdout.strip():
+            return done.stdout
+    return None

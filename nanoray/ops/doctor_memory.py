@@ -39,10 +39,12 @@ class StepFacts:
     """False where an estimate already said that it cannot fit."""
 
 
-def estimate_bytes(recipe: Recipe, device_batch_size: int, world_size: int = 1) -> float:
-    """Estimate what a step takes on a CPU: as on a GPU, but for its context."""
+def estimate_bytes(
+    recipe: Recipe, device_batch_size: int, world_size: int = 1, *, on_gpu: bool = False
+) -> float:
+    """Estimate what a step takes on each of so many devices; a CPU has no context of CUDA."""
     parts = memory_per_gpu(recipe.model, device_batch_size, world_size, recipe.dtype)
-    return parts.total - parts.context
+    return parts.total if on_gpu else parts.total - parts.context
 
 
 def expected_peak(measured: float, recipe: Recipe, device_batch_size: int, workers: int) -> float:

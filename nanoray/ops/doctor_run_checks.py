@@ -192,7 +192,7 @@ def check_memory(step: StepFacts | str | None, expected_bytes: float, workers: i
     """Compare what a step took with what there is.
 
     Args:
-        step: what was measured; why it failed; None if it did not end in time.
+        step: what was measured, if it fits; why it failed; None if it did not end in time.
         expected_bytes: of one worker of the run; it shares its optimizer's state with the others.
         workers: that share the memory: 1 for a GPU.
     """
@@ -209,17 +209,6 @@ def check_memory(step: StepFacts | str | None, expected_bytes: float, workers: i
             "Give a smaller --device-batch-size, or a smaller model.",
         )
     rows, capacity = step.device_batch_size, step.capacity_bytes
-    if not step.fits:
-        tried = "is out of memory" if step.was_tried else "cannot fit"
-        remedy = (
-            f"Give --device-batch-size {step.largest_fitting}."
-            if step.largest_fitting
-            else "Not even one row fits: give a smaller model, shorter rows, or more memory."
-        )
-        more = "" if step.was_tried else f" {gb(step.peak_bytes)} or more are needed,"
-        return failed(
-            "memory", f"a step of {rows} rows {tried}:{more} there are {gb(capacity)}", remedy
-        )
     need = workers * expected_bytes
     each = f" x {workers} workers of a node" if workers > 1 else ""
     found = (
@@ -231,6 +220,37 @@ def check_memory(step: StepFacts | str | None, expected_bytes: float, workers: i
     if need > (1 - LITTLE_HEADROOM) * capacity:
         return warning("memory", found, f"Give --device-batch-size {max(1, rows // 2)} to be sure.")
     return ok("memory", f"{found}, {100 * (1 - need / capacity):.0f} % headroom")
+
+
+def check_lone_step(step: StepFacts, alone_bytes: float, shared_bytes: float) -> Finding:
+    """Judge a run by what is estimated for it, where one device alone has too little memory.
+
+    That device has the optimizer's state of all, which the run's workers share. The estimate is
+    believed only if it says too that one alone has too little.
+
+    Args:
+        step: that does not fit.
+        alone_bytes: estimated of one worker alone.
+        shared_bytes: estimated of all workers of the run that share the memory.
+    """
+    rows, capacity = step.device_batch_size, step.capacity_bytes
+    tried = "is out of memory" if step.was_tried else "cannot fit"
+    more = "" if step.was_tried else f" {gb(step.peak_bytes)} or more are needed,"
+    found = f"a step of {rows} rows {tried}:{more} there are {gb(capacity)}"
+    safe = (1 - LITTLE_HEADROOM) * capacity
+    if shared_bytes <= safe < alone_bytes:
+        return warning(
+            "memory",
+            f"alone, with the whole state of the optimizer, {found}; the run's workers share that "
+            f"state, and {gb(shared_bytes)} are estimated",
+            "Watch the first steps: a run that is out of memory halves its --device-batch-size.",
+        )
+    remedy = (
+        f"Give --device-batch-size {step.largest_fitting}."
+        if step.largest_fitting
+        else "Not even one row fits: give a smaller model, shorter rows, or more memory."
+    )
+    return failed("memory", found, remedy)
 
 
 def mb(bytes_per_second: float) -> str:

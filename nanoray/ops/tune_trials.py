@@ -16,6 +16,7 @@ import ray
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray import tune
 
+from nanoray.cluster.placement import Labels, for_lasting
 from nanoray.cluster.reservations import Reservations
 from nanoray.config import InputError, RunFailedError, RunReplacedError, RunStoppedError
 from nanoray.data.feed import Actor
@@ -92,7 +93,7 @@ def run_trials(trials: list[Trial], folder: RunFolder, pool: Pool) -> None:
         tune.report(drive_trial(by_name[asked["trial"]], pool.admission))
 
     tuner = tune.Tuner(
-        tune.with_resources(drive, DRIVER),
+        tune.with_resources(drive, booking(for_lasting())),
         param_space={"trial": tune.grid_search([trial.name for trial in largest_first])},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=pool.at_once,
@@ -116,6 +117,13 @@ def run_trials(trials: list[Trial], folder: RunFolder, pool: Pool) -> None:
             ray.get(pool.admission.leave.remote(trial.name))
             write_outcome(trial, Status.FAILED, f"its driver was lost: {last_line(result.error)}")
     stop_waiting(left, pool.admission)
+
+
+def booking(labels: Labels) -> tune.PlacementGroupFactory:
+    """Say what Tune books for a driver, on a node with these labels; on any if there are none."""
+    # By nothing but its memory a driver fits a spot node as well, and would be lost with it.
+    selector = [labels] if labels else None
+    return tune.PlacementGroupFactory([DRIVER], bundle_label_selector=selector)
 
 
 def stop_waiting(trials: list[Trial], admission: Actor) -> bool:

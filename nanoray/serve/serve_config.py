@@ -39,7 +39,8 @@ class ServeConfig:
     cpus_per_replica: int | None = None
     """CPUs of each engine; by default all but one of this machine, shared by the engines."""
     node_labels: str | None = None
-    """Engines only on nodes with these labels, as in ray.io/node-group=chat."""
+    """Engines only on nodes with these labels, as in ray.io/node-group=chat. An autoscaler brings
+    such nodes only if the `labels` of their node type list them."""
     poll_seconds: float = 10.0
     """How often newer checkpoints are looked for."""
     stuck_seconds: float = 30.0

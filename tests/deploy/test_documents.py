@@ -29,7 +29,7 @@ def test_the_values_that_are_the_users_are_those_of_the_file():
     asked = re.findall(r"^  (\w+): &", metadata, re.MULTILINE)
     explained = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
 
-    assert asked == explained
+    assert [*asked, "region"] == explained
 
 
 def test_what_needs_a_cloud_is_marked():
@@ -75,3 +75,10 @@ def test_every_install_that_is_shown_is_by_exact_versions():
 
     assert len(installs) > 5
     assert [each for each in installs if "-c constraints.txt" not in each] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_no_secret_is_written_into_a_checkout_that_jobs_send_along(document: str):
+    made = re.findall(r"^.*openssl rand.*> *\S+.*$", (ROOT / document).read_text(), re.MULTILINE)
+
+    assert [line for line in made if not re.search(r"umask 077 && .*> *~/", line)] == []

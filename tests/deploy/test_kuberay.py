@@ -101,8 +101,11 @@ def cluster_problems(cluster: Document) -> list[str]:
     if head.get("labels") != {"ray.io/market-type": "on-demand"}:
         found.append("the head is not labelled")
     for group in cluster["workerGroupSpecs"]:
-        if "ray.io/market-type" not in group.get("labels", {}):
+        labels = group.get("labels", {})
+        if "ray.io/market-type" not in labels:
             found.append("a node is not labelled")
+        if labels.get("ray.io/node-group") != group["groupName"]:
+            found.append("the autoscaler does not know a node's group")
         if "object-store-memory" not in group["rayStartParams"]:
             found.append("Ray chooses the size of its object store")
     for pod in (head, *cluster["workerGroupSpecs"]):

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -11,6 +12,14 @@ from moto import mock_aws
 from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import (
+    ResourceRequestSource,
+    SchedulingNode,
+    SchedulingNodeStatus,
+)
+from ray.autoscaler.v2.utils import ResourceRequestUtil
+from ray.core.generated import common_pb2, instance_manager_pb2
 
 from tests.deploy.launcher_rules import TOKEN, Config, least_driver, problems, types
 
@@ -29,6 +38,24 @@ def load(name: str) -> Config:
 @pytest.mark.parametrize("name", FILES)
 def test_a_launcher_file_has_no_problem(name: str):
     assert problems(load(name)) == []
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(("group", "is_unplaced"), [("h100", False), ("chat", True)])
+def test_the_autoscaler_knows_which_group_of_nodes_a_chat_waits_for(
+    name: str, group: str, is_unplaced: bool
+):
+    operators: Any = common_pb2  # Any: generated, without types
+    nodes: Any = instance_manager_pb2
+    scaling = AutoscalingConfig(prepare_config(load(name)), skip_content_hash=True)
+    kind = scaling.get_node_type_configs()["h100"]
+    node = SchedulingNode.from_node_config(kind, SchedulingNodeStatus.TO_LAUNCH, nodes.WORKER)
+    selector = [("ray.io/node-group", operators.LABEL_OPERATOR_IN, [group])]
+    engine = ResourceRequestUtil.make({"GPU": 1.0}, label_selectors=[selector])
+
+    unplaced, _ = node.try_schedule([engine], ResourceRequestSource.PENDING_DEMAND)
+
+    assert bool(unplaced) is is_unplaced
 
 
 def in_start(config: Config, kind: str, old: str, new: str) -> None:
@@ -229,9 +256,9 @@ def simulated_aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
         vpc = ec2.create_vpc(CidrBlock="10.0.0.0/16").id
         public, private = (
             ec2.create_subnet(
-                VpcId=vpc, CidrBlock=f"10.0.{part}.0/24", AvailabilityZone=f"{region}a"
+                VpcId=vpc, CidrBlock=f"10.0.{part}.0/24", AvailabilityZone=f"{region}{zone}"
             ).id
-            for part in (0, 1)
+            for part, zone in enumerate("bc")
         )
         group = ec2.create_security_group(GroupName="g", Description="g", VpcId=vpc).id
         text = (ROOT / "cluster.yaml").read_text()

@@ -25,6 +25,13 @@ while [[ $1 == --* ]]; do shift; done
 exec "$@"
 """
 SCONTROL = "#!/bin/bash\necho node\n"
+SUDO = """#!/bin/bash
+# Of a machine that updates itself: the lists are locked twice. What follows packages is refused.
+[ "$1" = DEBIAN_FRONTEND=noninteractive ] && shift
+[ "$1" = apt-get ] || exit 7
+echo "$@" >>"$HOME/asked"
+[[ $* != *update* ]] || (($(grep -c update "$HOME/asked") > 2)) || exit 100
+"""
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: str(script.name))
@@ -40,6 +47,25 @@ def test_shellcheck_finds_a_planted_mistake(tmp_path: Path):
     script.write_text("#!/bin/bash\nrm -rf $1/*\n")
 
     assert "SC2086" in subprocess.run([SHELLCHECK, script], capture_output=True, text=True).stdout
+
+
+def test_a_node_waits_while_its_image_updates_itself(tmp_path: Path):
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    refused, accepted = "#!/bin/sh\nexit 1\n", "#!/bin/sh\n"
+    files = {"sudo": SUDO, "dpkg": refused, "mountpoint": refused, "sleep": accepted}
+    for name, text in files.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").touch()
+    environment = {"HOME": str(tmp_path), "PATH": f"{programs}:{os.environ['PATH']}"}
+
+    subprocess.run(["bash", ROOT / "deploy" / "node_setup.sh", "host:/runs"], env=environment)
+
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert ["update" in line for line in asked] == [True, True, True, False]
+    assert "install" in asked[-1]
 
 
 def slurm_problems(text: str) -> list[str]:

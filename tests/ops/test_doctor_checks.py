@@ -31,7 +31,9 @@ def node(name: str, num_gpus: int = 0, store: float = 2 * GB) -> Node:
     return Node(name * 8, name, name, 8.0, num_gpus, store, "/tmp/ray")
 
 
-def with_gpus(*gpus: Gpu, problems: tuple[str, ...] = (), xids: tuple[str, ...] = ()) -> NodeFacts:
+def with_gpus(
+    *gpus: Gpu, problems: tuple[str, ...] = (), xids: tuple[str, ...] | None = ()
+) -> NodeFacts:
     """Give a node's facts with GPUs."""
     return replace(FACTS, gpus=GpuReport(gpus, problems, xids))
 
@@ -129,6 +131,7 @@ def test_without_gpus_their_checks_are_left_out():
         (with_gpus(H100, xids=("Xid 79 of 0000:3b:00",)), Status.WARNING, "a: Xid 79"),
         (with_gpus(replace(H100, throttled=("power brake",))), Status.WARNING, "power brake"),
         (with_gpus(replace(H100, celsius=91)), Status.WARNING, "91 C"),
+        (with_gpus(H100, xids=None), Status.WARNING, "kernel's log of a could not be read"),
     ],
 )
 def test_ailing_gpus_are_named(facts: NodeFacts, status: Status, text: str):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nanoray.ops.doctor_cluster import last_line
+from nanoray.ops.doctor_cluster import last_line, not_started
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,3 +69,10 @@ def test_of_an_error_of_ray_the_last_line_is_told():
 
     assert last_line(error) == "OSError: [Errno 116] Stale file handle"
     assert last_line(RuntimeError()) == "RuntimeError"
+
+
+def test_bench_workers_that_do_not_start_on_free_gpus_are_a_problem_of_their_nodes():
+    speeds = not_started({"a": 8, "b": 8, "c": 8}, ["a"] * 8 + ["b"] * 6 + ["c"] * 7)
+
+    assert not speeds.is_busy
+    assert speeds.problem == "3 of 24 bench workers did not start in 30 s: 2 on b, 1 on c"

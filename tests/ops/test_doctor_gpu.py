@@ -1,7 +1,9 @@
 import stat
 from pathlib import Path
 
-from nanoray.ops.doctor_gpu import SMI_FIELDS, ask_smi, parse_smi, parse_xids
+import pytest
+
+from nanoray.ops.doctor_gpu import SMI_FIELDS, ask_smi, kernel_log, parse_smi, parse_xids
 
 HEALTHY = """\
 0, NVIDIA H100 80GB HBM3, 550.90.07, 31, 345, 1980, 0x0000000000000001, 0
@@ -48,9 +50,9 @@ def test_errors_of_hardware_are_found_once_each_and_those_of_programs_not():
     assert parse_xids(KERNEL_LOG) == ("Xid 79 of 0000:3b:00", "Xid 94 of 0000:86:00")
 
 
-def put_smi(monkeypatch, folder: Path, script: str) -> None:
-    """Put an nvidia-smi of our own first on the path."""
-    program = folder / "nvidia-smi"
+def put_program(monkeypatch, folder: Path, script: str, name: str = "nvidia-smi") -> None:
+    """Put a program of our own first on the path."""
+    program = folder / name
     program.write_text(f"#!/bin/sh\n{script}")
     program.chmod(program.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -63,7 +65,7 @@ def test_an_older_driver_is_asked_by_its_own_names(monkeypatch, tmp_path: Path):
 *) echo "0, NVIDIA A100-SXM4-80GB, 470.82.01, 30, 210, 1410, 0x0000000000000001, 0";;
 esac
 """
-    put_smi(monkeypatch, tmp_path, old)
+    put_program(monkeypatch, tmp_path, old)
 
     report = ask_smi()
 
@@ -78,6 +80,36 @@ def test_without_nvidia_smi_that_is_what_is_reported(monkeypatch, tmp_path: Path
 
     assert report.gpus == ()
     assert report.problems == ("there is no nvidia-smi",)
+
+
+REFUSED = "echo 'dmesg: read kernel buffer failed: Operation not permitted' >&2; exit 1\n"
+READ = "echo 'NVRM: Xid (PCI:0000:3b:00): 79, pid=1'\n"
+FOR_ROOT = f'[ "$1 $2" = "-n dmesg" ] || exit 9\n{READ}'
+
+
+@pytest.mark.parametrize(
+    ("dmesg", "sudo", "journalctl"),
+    [(READ, REFUSED, REFUSED), (REFUSED, FOR_ROOT, REFUSED), (REFUSED, REFUSED, READ)],
+)
+def test_the_log_of_the_kernel_is_read_in_whatever_way_this_user_may(
+    monkeypatch, tmp_path: Path, dmesg: str, sudo: str, journalctl: str
+):
+    for name, script in (("dmesg", dmesg), ("sudo", sudo), ("journalctl", journalctl)):
+        put_program(monkeypatch, tmp_path, script, name)
+
+    assert parse_xids(kernel_log() or "") == ("Xid 79 of 0000:3b:00",)
+
+
+@pytest.mark.parametrize("journalctl", [REFUSED, ""])
+def test_a_log_of_the_kernel_that_may_not_be_read_is_not_taken_for_an_empty_one(
+    monkeypatch, tmp_path: Path, journalctl: str
+):
+    for name, script in (("dmesg", REFUSED), ("sudo", REFUSED), ("journalctl", journalctl)):
+        put_program(monkeypatch, tmp_path, script, name)
+    put_program(monkeypatch, tmp_path, f"echo '{HEALTHY.splitlines()[0]}'\n")
+
+    assert kernel_log() is None
+    assert ask_smi().xids is None
 
 
 def test_a_line_has_a_cell_for_each_field():

@@ -4,17 +4,22 @@ import pytest
 
 from nanoray.ops.doctor_data import DataFacts, ExpectedData, TokenizerFacts
 from nanoray.ops.doctor_findings import Status
-from nanoray.ops.doctor_memory import StepFacts
+from nanoray.ops.doctor_memory import StepFacts, estimate_bytes
 from nanoray.ops.doctor_run_checks import (
     Saving,
     check_data,
+    check_lone_step,
     check_memory,
     check_storage,
     check_tokenizer,
 )
 from nanoray.ops.doctor_storage import StorageFacts
+from nanoray.stages.pretrain import recipe_of
+from nanoray.stages.pretrain_config import PretrainConfig, decide
 
 GB = 10**9
+H100_BYTES = 85_020_000_000
+"""Of the card with 80 GB, as CUDA tells it: 79.2 GiB."""
 FAST = StorageFacts(True, 500e6, 800e6, 0.002, 2000 * GB)
 D34 = Saving(26 * GB, 9 * GB, num_kept=4, interval_seconds=3600.0)
 EXPECTED = ExpectedData("/data", {"a.parquet": 10, "b.parquet": 20}, 30 * GB, was_saved=True)
@@ -156,7 +161,7 @@ def test_a_step_that_fits_tells_its_headroom():
 def test_a_batch_that_is_out_of_memory_comes_with_the_largest_that_fits():
     step = StepFacts(32, 70 * GB, 80 * GB, 9.0, fits=False, largest_fitting=8)
 
-    finding = check_memory(step, 70 * GB, 1)
+    finding = check_lone_step(step, 100 * GB, 90 * GB)
 
     assert finding.status is Status.FAILED
     assert finding.found == "a step of 32 rows is out of memory: there are 80.00 GB"
@@ -166,10 +171,36 @@ def test_a_batch_that_is_out_of_memory_comes_with_the_largest_that_fits():
 def test_a_batch_that_cannot_fit_says_what_it_would_need():
     step = StepFacts(32, 700 * GB, 80 * GB, 0.0, False, 0, was_tried=False)
 
-    finding = check_memory(step, 700 * GB, 1)
+    finding = check_lone_step(step, 700 * GB, 600 * GB)
 
     assert "cannot fit: 700.00 GB or more are needed, there are 80.00 GB" in finding.found
     assert "Not even one row fits" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "status"), [(8, Status.WARNING), (2, Status.FAILED), (1, Status.FAILED)]
+)
+def test_a_run_whose_workers_share_what_one_alone_cannot_hold_is_judged_by_the_estimate(
+    num_workers: int, status: Status
+):
+    config = decide(PretrainConfig(depth=40), on_gpu=True, dtype="bfloat16")
+    recipe, rows = recipe_of(config), recipe_of(config).device_batch_size
+    step = StepFacts(rows, 60 * GB, H100_BYTES, 9.0, fits=False, largest_fitting=rows // 2)
+
+    finding = check_lone_step(
+        step,
+        estimate_bytes(recipe, rows, on_gpu=True),
+        estimate_bytes(recipe, rows, num_workers, on_gpu=True),
+    )
+
+    assert finding.status is status
+    assert f"a step of {rows} rows is out of memory: there are 85.02 GB" in finding.found
+
+
+def test_an_estimate_that_knows_of_no_lack_of_memory_excuses_none():
+    step = StepFacts(8, 60 * GB, 80 * GB, 9.0, fits=False, largest_fitting=4)
+
+    assert check_lone_step(step, 60 * GB, 50 * GB).status is Status.FAILED
 
 
 def test_workers_of_one_node_share_its_memory():
