@@ -183,12 +183,21 @@ class Door:
         It ends even if whoever asked for it is killed meanwhile, as `ray job stop` does after 3 s.
 
         Returns:
-            How many answers are still in the making; may be asked again.
+            How many answers are still in the making.
         """
         assert self.api is not None, "built before anything is called"
         self.api.admission.is_draining = True
         if self._ending is None:
             self._ending = asyncio.create_task(self._end())
+        return self.api.admission.taken
+
+    async def left(self) -> int | None:
+        """Give how many answers are still in the making; None if the server is not to end.
+
+        It only reads: by the next question another job may have started the server anew.
+        """
+        if self.api is None or not self.api.admission.is_draining:
+            return None
         return self.api.admission.taken
 
     async def resume(self) -> None:
