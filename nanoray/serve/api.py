@@ -109,8 +109,11 @@ class Api:
         silent = await self.silent_models()
         if silent:
             return unavailable(f"No engine answers for {', '.join(silent)}.").response()
-        names = [model.id for model in self.models.values()]
-        return json_response({"status": "ok", "models": names})
+        return json_response({"status": "ok", "models": self.ids()})
+
+    def ids(self) -> list[str]:
+        """Give the ids of the models, the first one first; two engines may have one."""
+        return list(dict.fromkeys(model.id for model in self.models.values()))
 
     async def silent_models(self) -> list[str]:
         """Name the models that no engine works for; who asks often is told what was found last."""
@@ -129,7 +132,10 @@ class Api:
     async def list_models(self) -> Response:
         """List what can be named as `model`."""
         cards = await asyncio.gather(*(self.card(model) for model in self.models.values()))
-        return json_response({"object": "list", "data": list(cards)})
+        listed: dict[str, Json] = {}
+        for card in cards:
+            listed.setdefault(card["id"], card)
+        return json_response({"object": "list", "data": list(listed.values())})
 
     async def show_model(self, model_id: str) -> Response:
         """Show one model."""
@@ -162,7 +168,7 @@ class Api:
             await asyncio.gather(*(self.card(model) for model in models))
             found = find_model(models, name)
         if found is None:
-            known = ", ".join(model.id for model in models)
+            known = ", ".join(self.ids())
             message = f"The model {name[:200]!r} does not exist. There are: {known}."
             raise APIError(404, message, "model", "model_not_found")
         return found

@@ -149,7 +149,8 @@ class Door:
             model_id = name if "@" in name else facts["name"].partition("@")[0]
             tokenizer = Tokenizer.from_json(facts["tokenizer"], name)
             engine = RemoteEngine(handle)
-            models[model_id] = ServedModel(
+            # By the name that was given: a run and its newest stage have one id, and two engines.
+            models[name] = ServedModel(
                 model_id,
                 tokenizer,
                 facts["context_tokens"],
@@ -175,7 +176,8 @@ class Door:
             settings = dataclasses.replace(settings, key_hashes=hashes)
         self.api = Api(models, settings)
         context = min(model.context_tokens for model in models.values())
-        return add_page(self.api.app(), ChatClient(self.page_url, key), list(models), context - 1)
+        client = ChatClient(self.page_url, key)
+        return add_page(self.api.app(), client, self.api.ids(), context - 1)
 
     async def stop(self) -> int:
         """Take no more requests, and end the application after the last answer.

@@ -1,6 +1,7 @@
 """The application on Ray Serve: engines killed, stuck and replaced, weights taken up."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -19,10 +21,13 @@ import pytest
 from ray.exceptions import RayActorError
 
 from nanoray.inference.sampling import SamplingParams
+from nanoray.serve import deployment
 from nanoray.serve.backend import Step
-from nanoray.serve.deployment import ChatModel, RemoteEngine, replica_share
+from nanoray.serve.deployment import ChatModel, Door, RemoteEngine, replica_share
 from nanoray.serve.serve_config import ServeConfig
+from nanoray.serve.settings import ApiSettings
 from nanoray.storage import RunFolder
+from nanoray.text.tokenizer import Tokenizer
 from nanoray.train.checkpoint_name import find_model
 from tests.chat_run import WEATHER, build, save_chat_run, tokenizer
 from tests.running import is_local, listeners
@@ -192,6 +197,50 @@ def test_an_answer_that_had_begun_is_not_given_again() -> None:
         asyncio.run(steps_of(handle))
 
     assert handle.calls == 1
+
+
+class ReplicaThatTells:
+    """A handle of Serve whose replica tells its facts, and the checkpoint that it has."""
+
+    def __init__(self, checkpoint: str) -> None:
+        self.told, self.generate = checkpoint, self
+        self.facts = SimpleNamespace(remote=self._facts)
+        self.checkpoint = SimpleNamespace(remote=self._checkpoint)
+
+    def options(self, stream: bool) -> "ReplicaThatTells":
+        return self
+
+    async def _facts(self) -> dict[str, Any]:
+        written = {"tokenizer": Tokenizer([]).to_json(), "context_tokens": 64}
+        return {**written, "step": 10, "name": self.told}
+
+    async def _checkpoint(self) -> str:
+        return self.told
+
+
+def test_a_run_and_its_newest_stage_are_served_by_both_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deployment, "listen_as_its_node", lambda: None)  # it asks Ray for its node
+    names = ("d34", "d34/sft", "d34@10")
+    told = {name: ReplicaThatTells("d34/sft@10") for name in names}
+
+    async def ask() -> tuple[Any, list[str]]:
+        door = Door(ApiSettings(), told, "")  # type: ignore[arg-type]
+        await door.__serve_build_asgi_app__()
+        assert door.api is not None
+        before = [set((await door.api.model(name)).names) for name in ("d34", "d34@10")]
+        listed = json.loads(bytes((await door.api.list_models()).body))["data"]
+        told["d34"].told = "d34/rl@5"
+        await door.api.list_models()
+        after = [(await door.api.model(name)).id for name in names]
+        return (before, [card["id"] for card in listed]), after
+
+    (before, listed), after = asyncio.run(ask())
+
+    assert before == [{"d34"}, {"d34@10"}]
+    assert listed == ["d34/sft", "d34@10"]
+    assert after == ["d34/rl", "d34/sft", "d34@10"]
 
 
 @pytest.mark.cluster
