@@ -115,7 +115,10 @@ class ChatModel:
 
     def _take_up(self, newest: SavedModel) -> None:
         """Go on with the weights of another checkpoint, if it is another one."""
-        if (newest.name, newest.weights_hash()) == (self.saved.name, self.saved_hash):
+        weights_hash = (
+            newest.weights_hash()
+        )  # once: a run that trains may delete the step meanwhile
+        if (newest.name, weights_hash) == (self.saved.name, self.saved_hash):
             return
         if STAGES.index(newest.folder.name) < STAGES.index(self.saved.folder.name):
             return  # the stage that is served is being trained anew
@@ -127,7 +130,7 @@ class ChatModel:
             return
         weights = newest.weights()
         asyncio.run(self.engine.do(lambda engine: engine.load_weights(weights)))
-        self.saved, self.saved_hash = newest, newest.weights_hash()
+        self.saved, self.saved_hash = newest, weights_hash
         logger.info("went on with %s", newest.name)
 
 

@@ -28,7 +28,7 @@ from nanoray.serve.serve_config import ServeConfig
 from nanoray.serve.settings import ApiSettings
 from nanoray.storage import RunFolder
 from nanoray.text.tokenizer import Tokenizer
-from nanoray.train.checkpoint_name import find_model
+from nanoray.train.checkpoint_name import SavedModel, find_model
 from tests.chat_run import WEATHER, build, save_chat_run, tokenizer
 from tests.running import is_local, listeners
 from tests.saved_model import save_model
@@ -364,6 +364,26 @@ def test_weights_trained_anew_are_taken_up_at_the_same_step_and_no_earlier_stage
     assert earlier == "chat/sft@10"
     assert replica.saved.name == "chat/sft@10"
     assert replica.saved_hash != first
+
+
+class Fleeting(SavedModel):
+    """A checkpoint that is deleted as soon as its weights have been read."""
+
+    def weights(self) -> Any:
+        weights = super().weights()
+        shutil.rmtree(Path(self.folder.run.storage) / "chat/sft/checkpoints")
+        return weights
+
+
+def test_a_step_that_is_deleted_while_it_is_taken_up_is_named_all_the_same(tmp_path: Path) -> None:
+    stage = RunFolder(str(tmp_path), "chat").stage("sft")
+    save_model(stage, build(), tokenizer(), (10, 20))
+    config = ServeConfig(run="chat", dtype="float32", poll_seconds=60)
+    replica = ChatModel(str(tmp_path), "chat@10", config, 1)
+
+    replica._take_up(Fleeting(stage, 20))
+
+    assert replica.checkpoint() == "chat/sft@20"
 
 
 def wait_for(event: threading.Event) -> None:
