@@ -24,6 +24,7 @@ from nanoray.serve.errors import APIError, json_response, unavailable
 from nanoray.serve.generation import EventStream, Generation, Generations
 from nanoray.serve.protocol import (
     DEFAULT_COMPLETION_TOKENS,
+    MOST_PROMPTS,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -211,7 +212,8 @@ class Api:
     ) -> Response:
         """Let the model continue prompts, and answer with all of it, or as it comes."""
         check_logprobs(jobs)
-        generations = Generations(self.admission, sum(params.num_samples for _, params in jobs))
+        num_samples = [params.num_samples for _, params in jobs]
+        generations = Generations(self.admission, num_places(num_samples, self.admission.most))
         await generations.begin(
             [partial(Generation, model, *job, self.settings, self.metrics) for job in jobs]
         )
@@ -289,6 +291,15 @@ def room_for(
             "context_length_exceeded",
         )
     return room if asked is None else asked
+
+
+def num_places(num_samples: list[int], most: int) -> int:
+    """Give how many places a request takes, of its answers to each prompt and the most there are.
+
+    A batch of prompts that has all places needs no more: its other answers wait at the engine.
+    """
+    count = sum(num_samples)
+    return count if count > MOST_PROMPTS else max(*num_samples, 0, min(count, most))
 
 
 def check_logprobs(jobs: list[tuple[list[int], SamplingParams]]) -> None:
