@@ -9,9 +9,11 @@ string literal they are text and stay. Functions and generators have no value he
 """
 
 import ast
+import codecs
 import operator
 import string
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 MAX_CHARS = 500
@@ -20,6 +22,10 @@ MAX_DEPTH = 50
 MAX_STRING_CHARS = 10_000
 """Four limits that bound the time: without powers, a number has no more digits than its expression,
 and the longest string that a method may make is counted in microseconds."""
+SLOW_CODECS = frozenset(("punycode", "idna"))
+"""Written in Python; 10,000 characters take them up to a tenth of a second."""
+SLOW_CHARS_LEFT: ContextVar[int] = ContextVar("SLOW_CHARS_LEFT")
+"""How many characters they may still work on for the expression that is being computed."""
 
 ARITHMETIC_CHARS = frozenset("0123456789*+-/.() ")
 STRING_CHARS = frozenset(string.ascii_letters + string.digits + "'\"()._ ")
@@ -79,6 +85,7 @@ def calculate(expression: str) -> str | None:
     text = drop_separators(expression)
     if not is_in_language(text):
         return None
+    SLOW_CHARS_LEFT.set(MAX_CHARS)  # whatever stands in an expression can go through them once
     try:
         tree = ast.parse(text.lstrip(" "), mode="eval")
         value = evaluate(tree.body, 0)
@@ -209,4 +216,17 @@ def call(owner: Value, method: str, arguments: list[Value]) -> Value:
             raise RefusedError(method)
     elif method not in STRING_METHODS:
         raise RefusedError(method)
+    if method in ("encode", "decode") and owner and arguments:
+        charge_codec(arguments[0], len(owner))
     return getattr(owner, method)(*arguments)
+
+
+def charge_codec(encoding: Value, length: int) -> None:
+    """Count the characters that a slow codec works on; those in excess are refused.
+
+    An empty string is not asked for: it needs no codec, not even one that exists.
+    """
+    if codecs.lookup(encoding).name in SLOW_CODECS:
+        SLOW_CHARS_LEFT.set(SLOW_CHARS_LEFT.get() - length)
+        if SLOW_CHARS_LEFT.get() < 0:
+            raise RefusedError(encoding)

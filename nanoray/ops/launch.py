@@ -164,6 +164,8 @@ def tell_addresses(config: ServeConfig) -> None:
 def end(door: Handle, patience_seconds: float | None) -> None:
     """Have the server end after its last answer, and wait for it; requests get 503 meanwhile.
 
+    A server that is started anew meanwhile belongs to whoever did that, and is waited for no more.
+
     Args:
         door: its handle.
         patience_seconds: after which this process does not wait any longer, though what it started
@@ -176,10 +178,29 @@ def end(door: Handle, patience_seconds: float | None) -> None:
         if time.monotonic() > deadline:
             logger.warning("answers that took longer than %.0f s are cut off", patience_seconds)
             return
-        if application.status != ApplicationStatus.DELETING and (left := ask_to_stop(door)) != told:
-            told = left
-            logger.info("%d answers are in the making", told)
+        if application.status != ApplicationStatus.DELETING:
+            left = answers_left(door, told)
+            if left is None:
+                logger.info("the server was started anew, and goes on")
+                return
+            if left != told:
+                told = left
+                logger.info("%d answers are in the making", told)
         time.sleep(0.5)
+
+
+def answers_left(door: Handle, told: int) -> int | None:
+    """Ask how many answers are left of those that were told of; None if the server goes on.
+
+    A door that does not say is asked again, and nothing is deleted: the one that takes its place
+    may be another job's, and none answers while the old one still has answers to end.
+    """
+    try:
+        left: int | None = door.left.remote().result(timeout_s=DOOR_SECONDS)
+    except Exception as error:  # of the replica, or of the way to it
+        logger.warning("the server does not say how many answers it has: %r", error)
+        return told
+    return left
 
 
 def ask_to_stop(door: Handle) -> int:

@@ -24,6 +24,7 @@ from nanoray.serve.errors import APIError, json_response, unavailable
 from nanoray.serve.generation import EventStream, Generation, Generations
 from nanoray.serve.protocol import (
     DEFAULT_COMPLETION_TOKENS,
+    MOST_PROMPTS,
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -109,8 +110,11 @@ class Api:
         silent = await self.silent_models()
         if silent:
             return unavailable(f"No engine answers for {', '.join(silent)}.").response()
-        names = [model.id for model in self.models.values()]
-        return json_response({"status": "ok", "models": names})
+        return json_response({"status": "ok", "models": self.ids()})
+
+    def ids(self) -> list[str]:
+        """Give the ids of the models, the first one first; two engines may have one."""
+        return list(dict.fromkeys(model.id for model in self.models.values()))
 
     async def silent_models(self) -> list[str]:
         """Name the models that no engine works for; who asks often is told what was found last."""
@@ -129,7 +133,10 @@ class Api:
     async def list_models(self) -> Response:
         """List what can be named as `model`."""
         cards = await asyncio.gather(*(self.card(model) for model in self.models.values()))
-        return json_response({"object": "list", "data": list(cards)})
+        listed: dict[str, Json] = {}
+        for card in cards:
+            listed.setdefault(card["id"], card)
+        return json_response({"object": "list", "data": list(listed.values())})
 
     async def show_model(self, model_id: str) -> Response:
         """Show one model."""
@@ -162,7 +169,7 @@ class Api:
             await asyncio.gather(*(self.card(model) for model in models))
             found = find_model(models, name)
         if found is None:
-            known = ", ".join(model.id for model in models)
+            known = ", ".join(self.ids())
             message = f"The model {name[:200]!r} does not exist. There are: {known}."
             raise APIError(404, message, "model", "model_not_found")
         return found
@@ -205,7 +212,8 @@ class Api:
     ) -> Response:
         """Let the model continue prompts, and answer with all of it, or as it comes."""
         check_logprobs(jobs)
-        generations = Generations(self.admission, sum(params.num_samples for _, params in jobs))
+        num_samples = [params.num_samples for _, params in jobs]
+        generations = Generations(self.admission, num_places(num_samples, self.admission.most))
         await generations.begin(
             [partial(Generation, model, *job, self.settings, self.metrics) for job in jobs]
         )
@@ -283,6 +291,15 @@ def room_for(
             "context_length_exceeded",
         )
     return room if asked is None else asked
+
+
+def num_places(num_samples: list[int], most: int) -> int:
+    """Give how many places a request takes, of its answers to each prompt and the most there are.
+
+    A batch of prompts that has all places needs no more: its other answers wait at the engine.
+    """
+    count = sum(num_samples)
+    return count if count > MOST_PROMPTS else max(*num_samples, 0, min(count, most))
 
 
 def check_logprobs(jobs: list[tuple[list[int], SamplingParams]]) -> None:

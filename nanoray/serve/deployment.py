@@ -115,7 +115,10 @@ class ChatModel:
 
     def _take_up(self, newest: SavedModel) -> None:
         """Go on with the weights of another checkpoint, if it is another one."""
-        if (newest.name, newest.weights_hash()) == (self.saved.name, self.saved_hash):
+        weights_hash = (
+            newest.weights_hash()
+        )  # once: a run that trains may delete the step meanwhile
+        if (newest.name, weights_hash) == (self.saved.name, self.saved_hash):
             return
         if STAGES.index(newest.folder.name) < STAGES.index(self.saved.folder.name):
             return  # the stage that is served is being trained anew
@@ -127,7 +130,7 @@ class ChatModel:
             return
         weights = newest.weights()
         asyncio.run(self.engine.do(lambda engine: engine.load_weights(weights)))
-        self.saved, self.saved_hash = newest, newest.weights_hash()
+        self.saved, self.saved_hash = newest, weights_hash
         logger.info("went on with %s", newest.name)
 
 
@@ -149,7 +152,8 @@ class Door:
             model_id = name if "@" in name else facts["name"].partition("@")[0]
             tokenizer = Tokenizer.from_json(facts["tokenizer"], name)
             engine = RemoteEngine(handle)
-            models[model_id] = ServedModel(
+            # By the name that was given: a run and its newest stage have one id, and two engines.
+            models[name] = ServedModel(
                 model_id,
                 tokenizer,
                 facts["context_tokens"],
@@ -175,7 +179,8 @@ class Door:
             settings = dataclasses.replace(settings, key_hashes=hashes)
         self.api = Api(models, settings)
         context = min(model.context_tokens for model in models.values())
-        return add_page(self.api.app(), ChatClient(self.page_url, key), list(models), context - 1)
+        client = ChatClient(self.page_url, key)
+        return add_page(self.api.app(), client, self.api.ids(), context - 1)
 
     async def stop(self) -> int:
         """Take no more requests, and end the application after the last answer.
@@ -183,12 +188,21 @@ class Door:
         It ends even if whoever asked for it is killed meanwhile, as `ray job stop` does after 3 s.
 
         Returns:
-            How many answers are still in the making; may be asked again.
+            How many answers are still in the making.
         """
         assert self.api is not None, "built before anything is called"
         self.api.admission.is_draining = True
         if self._ending is None:
             self._ending = asyncio.create_task(self._end())
+        return self.api.admission.taken
+
+    async def left(self) -> int | None:
+        """Give how many answers are still in the making; None if the server is not to end.
+
+        It only reads: by the next question another job may have started the server anew.
+        """
+        if self.api is None or not self.api.admission.is_draining:
+            return None
         return self.api.admission.taken
 
     async def resume(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from nanoray.inference.sampling import SamplingParams
 from nanoray.serve.errors import APIError
@@ -281,6 +281,8 @@ async def read_content(request: Request, most_bytes: int) -> bytes:
     except TimeoutError as error:
         message = f"The body did not come within {MOST_BODY_SECONDS:g} s. Send it again."
         raise APIError(408, message) from error
+    except ClientDisconnect as error:  # it hears no answer; any other error is one of the server
+        raise APIError(400, "The client left before its body had come to its end.") from error
     return bytes(content)
 
 

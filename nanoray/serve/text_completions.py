@@ -25,11 +25,13 @@ class CompletionChoice:
         self.logprobs = CompletionLogprobs(tokenizer)
         self.finish_reason: str | None = None
         self.keeps_tokens = body.max_tokens != 0
+        self.is_to_echo = bool(body.echo)
 
     def add(self, output: TokenOutput) -> str:
         """Take the next token; gives the text that it added."""
         added = ""
-        if self.body.echo and self.finish_reason is None and not self.text:
+        if self.is_to_echo:
+            self.is_to_echo = False
             added = self._echo(output)
         if self.keeps_tokens:
             added += output.text

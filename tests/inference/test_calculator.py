@@ -2,12 +2,15 @@
 
 import random
 import re
+import string
 import threading
 
 import pytest
 
 from nanoray.inference import calculator
 from nanoray.inference.calculator import calculate
+
+LETTERS = string.ascii_letters
 
 
 def by_eval(expression: str) -> str | None:
@@ -202,6 +205,23 @@ def test_strings_have_the_value_that_eval_gives() -> None:
 
 
 @pytest.mark.parametrize(
+    "expression",
+    [
+        f"'{'abc' * 140}'.encode('punycode').count(b'a')",
+        f"b'{'abc' * 140}'.decode('punycode').count('a')",
+        "'www.example.org'.encode('idna').decode('idna').count('e')",
+        "'a'.zfill(4000).encode('U16').decode('U16').count('0')",
+        "b''.decode('zz').count('a')",
+    ],
+)
+def test_what_is_written_in_an_expression_goes_through_any_codec(expression: str) -> None:
+    value = by_eval(expression)
+
+    assert calculate(expression) == value
+    assert value is not None
+
+
+@pytest.mark.parametrize(
     "bomb",
     [
         "'a'.ljust(2000000000).count('a')",
@@ -220,6 +240,10 @@ def test_strings_have_the_value_that_eval_gives() -> None:
         "b'a'.decode('hex').count('a')",
         "'a'.expandtabs(2000000000).count('a')",
         "not " * 100 + "'a'.count('a')",
+        f"'{'a' * 70}'.join('{'a' * 140}').encode().decode('puny' 'code').count('a')",
+        f"'{LETTERS}'.join('{'a' * 180}').encode().decode('u16').encode('PUNYCODE').count(b'a')",
+        f"'BK'.join('{'B' * 200}').encode().decode('cp037').encode('idna').count(b'a')",
+        " or ".join([f"'a'.join('{'a' * 150}').encode().decode('punycode').count('a')"] * 2),
     ],
     ids=lambda bomb: bomb[:30],
 )

@@ -1,6 +1,7 @@
 """The application on Ray Serve: engines killed, stuck and replaced, weights taken up."""
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -19,11 +21,14 @@ import pytest
 from ray.exceptions import RayActorError
 
 from nanoray.inference.sampling import SamplingParams
+from nanoray.serve import deployment
 from nanoray.serve.backend import Step
-from nanoray.serve.deployment import ChatModel, RemoteEngine, replica_share
+from nanoray.serve.deployment import ChatModel, Door, RemoteEngine, replica_share
 from nanoray.serve.serve_config import ServeConfig
+from nanoray.serve.settings import ApiSettings
 from nanoray.storage import RunFolder
-from nanoray.train.checkpoint_name import find_model
+from nanoray.text.tokenizer import Tokenizer
+from nanoray.train.checkpoint_name import SavedModel, find_model
 from tests.chat_run import WEATHER, build, save_chat_run, tokenizer
 from tests.running import is_local, listeners
 from tests.saved_model import save_model
@@ -219,6 +224,50 @@ def test_an_answer_that_had_begun_is_not_given_again() -> None:
     assert handle.calls == 1
 
 
+class ReplicaThatTells:
+    """A handle of Serve whose replica tells its facts, and the checkpoint that it has."""
+
+    def __init__(self, checkpoint: str) -> None:
+        self.told, self.generate = checkpoint, self
+        self.facts = SimpleNamespace(remote=self._facts)
+        self.checkpoint = SimpleNamespace(remote=self._checkpoint)
+
+    def options(self, stream: bool) -> "ReplicaThatTells":
+        return self
+
+    async def _facts(self) -> dict[str, Any]:
+        written = {"tokenizer": Tokenizer([]).to_json(), "context_tokens": 64}
+        return {**written, "step": 10, "name": self.told}
+
+    async def _checkpoint(self) -> str:
+        return self.told
+
+
+def test_a_run_and_its_newest_stage_are_served_by_both_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deployment, "listen_as_its_node", lambda: None)  # it asks Ray for its node
+    names = ("d34", "d34/sft", "d34@10")
+    told = {name: ReplicaThatTells("d34/sft@10") for name in names}
+
+    async def ask() -> tuple[Any, list[str]]:
+        door = Door(ApiSettings(), told, "")  # type: ignore[arg-type]
+        await door.__serve_build_asgi_app__()
+        assert door.api is not None
+        before = [set((await door.api.model(name)).names) for name in ("d34", "d34@10")]
+        listed = json.loads(bytes((await door.api.list_models()).body))["data"]
+        told["d34"].told = "d34/rl@5"
+        await door.api.list_models()
+        after = [(await door.api.model(name)).id for name in names]
+        return (before, [card["id"] for card in listed]), after
+
+    (before, listed), after = asyncio.run(ask())
+
+    assert before == [{"d34"}, {"d34@10"}]
+    assert listed == ["d34/sft", "d34@10"]
+    assert after == ["d34/rl", "d34/sft", "d34@10"]
+
+
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_an_engine_that_is_stuck_is_replaced(served: ServeJob) -> None:
@@ -340,6 +389,26 @@ def test_weights_trained_anew_are_taken_up_at_the_same_step_and_no_earlier_stage
     assert earlier == "chat/sft@10"
     assert replica.saved.name == "chat/sft@10"
     assert replica.saved_hash != first
+
+
+class Fleeting(SavedModel):
+    """A checkpoint that is deleted as soon as its weights have been read."""
+
+    def weights(self) -> Any:
+        weights = super().weights()
+        shutil.rmtree(Path(self.folder.run.storage) / "chat/sft/checkpoints")
+        return weights
+
+
+def test_a_step_that_is_deleted_while_it_is_taken_up_is_named_all_the_same(tmp_path: Path) -> None:
+    stage = RunFolder(str(tmp_path), "chat").stage("sft")
+    save_model(stage, build(), tokenizer(), (10, 20))
+    config = ServeConfig(run="chat", dtype="float32", poll_seconds=60)
+    replica = ChatModel(str(tmp_path), "chat@10", config, 1)
+
+    replica._take_up(Fleeting(stage, 20))
+
+    assert replica.checkpoint() == "chat/sft@20"
 
 
 def wait_for(event: threading.Event) -> None:

@@ -4,11 +4,19 @@ import asyncio
 import json
 import threading
 import time
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import pytest
 
+from nanoray.inference.sampling import SamplingParams
+from nanoray.inference.sequence import FinishReason, TokenOutput
+from nanoray.inference.tools import Part
+from nanoray.serve.api import Api
+from nanoray.serve.backend import ServedModel, Step
 from nanoray.serve.settings import ApiSettings
+from nanoray.text.tokenizer import Tokenizer
 from tests.serve.server import MODEL, serve
 from tests.serve.test_api import CHAT, LONG, SKY, raw_exchange
 
@@ -105,6 +113,43 @@ def test_an_engine_that_is_stuck_or_has_failed_is_told_by_health() -> None:
     answers = (well, stuck, again, failed)
     assert [answer.status_code for answer in answers] == [200, 503, 200, 503]
     assert f"No engine answers for {MODEL}." in failed.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "taken"),
+    [
+        ({"prompt": ["A"] * 9}, 200, 4),
+        ({"prompt": ["A"] * 3}, 200, 3),
+        ({"prompt": ["A"] * 9, "n": 5}, 400, 0),
+        ({"prompt": ["A"] * 256, "n": 2}, 400, 0),
+        ({"prompt": "A", "n": 5}, 400, 0),
+    ],
+)
+def test_prompts_of_one_request_for_which_there_is_no_place_wait_inside_of_it(
+    body: dict[str, object], status: int, taken: int
+) -> None:
+    most_taken = 0
+
+    async def generate(prompt: list[int], params: SamplingParams) -> AsyncIterator[Step]:
+        nonlocal most_taken
+        most_taken = max(most_taken, api.admission.taken)
+        end = FinishReason.LENGTH
+        token = TokenOutput(
+            request=0, sample=0, token=65, part=Part.TEXT, text="A", finish_reason=end
+        )
+        yield Step([token], "r", 0.0)
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(api.app())
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.post("/v1/completions", json=body)
+
+    api = Api({"m": ServedModel("m", Tokenizer([]), 64, generate)}, ApiSettings(most_answers=4))
+    answer = asyncio.run(ask())
+
+    assert (answer.status_code, most_taken, api.admission.taken) == (status, taken, 0)
+    if status == 200:
+        assert [each["text"] for each in answer.json()["choices"]] == ["A"] * len(body["prompt"])  # type: ignore[arg-type]
 
 
 def test_a_server_that_is_about_to_stop_says_so_and_ends_what_it_began() -> None:

@@ -1,12 +1,15 @@
 """Bodies of requests, and what they mean to the engine."""
 
+import asyncio
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from nanoray.serve.api import Api
 from nanoray.serve.errors import APIError
 from nanoray.serve.protocol import ChatRequest, CompletionRequest
+from nanoray.serve.settings import ApiSettings
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -133,3 +136,29 @@ def test_completion_fields_that_cannot_be_served_are_named(
 def test_more_least_tokens_than_tokens_are_refused() -> None:
     with pytest.raises(APIError, match="min_tokens 5 is more than the 4 tokens"):
         chat(min_tokens=5).sampling(4)
+
+
+def test_a_client_that_leaves_while_it_sends_its_body_is_no_error_of_the_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    api, path = Api({}, ApiSettings()), "/v1/completions"
+    comes = iter(
+        [
+            {"type": "http.request", "body": b'{"prompt": "A', "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+    )
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": []}
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return next(comes)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(api.app()({**scope, "client": ("127.0.0.1", 1)}, receive, send))
+
+    assert sent[0]["status"] == 400
+    assert b'status="500"' not in api.metrics.text()
+    assert caplog.records == []

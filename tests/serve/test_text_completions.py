@@ -76,6 +76,21 @@ def test_offsets_after_an_echo_are_places_in_the_whole_text() -> None:
     assert echoed.logprobs.take()["text_offset"] == [0, 0, 0, 1, 2]
 
 
+def test_a_prompt_without_text_is_echoed_once() -> None:
+    echoed = choice([BOS], echo=True)
+
+    for token, said in zip("😀ab".encode(), ("", "", "", "😀", "a", "b"), strict=True):
+        output = last_output([BOS])
+        echoed.add(
+            replace(output, token=token, text=said, logprobs=known(token), finish_reason=None)
+        )
+
+    logprobs = echoed.logprobs.take()
+    assert echoed.text == "😀ab"
+    assert logprobs["token_logprobs"][:2] == [None, -2.4]
+    assert logprobs["text_offset"] == [0, 0, 0, 0, 0, 1, 2]
+
+
 def test_offsets_of_what_a_stop_string_cut_off_are_the_end_of_the_text() -> None:
     stopped = choice("A", stop=["bc"])
 
