@@ -48,4 +48,7 @@ def test_other_headers_stay_as_they_are() -> None:
 
 
 def test_serve_gets_what_it_asks_for() -> None:
-    assert [each.cls for each in middlewares()] == [PlainHeaders]
+    [given] = middlewares()
+    cls: object = given.cls
+
+    assert cls is PlainHeaders
