@@ -39,11 +39,14 @@ def ray_connection(ray_cluster: Cluster) -> Iterator[None]:
 
 
 @pytest.fixture
-def monitor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Actor]:
+def monitor(tmp_path: Path) -> Iterator[Actor]:
     """Give a monitor, to which this process sends its log for as long as it lives."""
-    monkeypatch.setattr(logging.getLogger("nanoray"), "handlers", [])
+    package = logging.getLogger("nanoray")
+    level, handlers = package.level, package.handlers
     monitor = start_monitor(str(tmp_path), "1", on_this_node())
     yield monitor
+    package.setLevel(level)
+    package.handlers = handlers
     ray.kill(monitor)
 
 

@@ -186,6 +186,7 @@ def test_what_rank_0_reports_reaches_the_display_and_the_readers(well: Ran):
     assert rows_to_unit_5 == -2, "the consumers stand at row 2 of unit 5"
 
 
+@pytest.mark.slow
 def test_a_range_on_fewer_workers_is_recorded_and_charged_as_these(tmp_path):
     story = Story(tmp_path, "asked to stop")
     only_two_fit = Resources((1, 4), False, 3.0, 1, 1)

@@ -250,6 +250,7 @@ def test_each_rank_gets_exactly_its_blocks_of_the_plan(
     assert all_same(got, expected_blocks(plan, start, world_size, num_blocks))
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_tasks_of_several_units_give_the_same_blocks(ray_connection, plan):
     start = StreamStart(MID_UNIT, 1, num_units=4 * TASKS_PER_STREAM, num_readers=READERS)

@@ -130,6 +130,7 @@ def test_a_published_model_is_measured_by_the_same_code(
     assert list((storage / ".evals").glob("published-*/core-*.csv"))
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_two_checkpoints_are_compared(ray_cluster: Cluster, storage: Path) -> None:
     flags = ("--compare", "chat@10", "chat@20", "--tasks", "core,arc-easy", "--max-per-task", 9)

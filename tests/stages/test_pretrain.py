@@ -87,6 +87,7 @@ def test_a_resume_with_another_identity_is_refused_with_the_difference(
     assert "is finished" in kept_said
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_fresh_moves_a_finished_run_aside(ray_cluster: Cluster, finished: Finished):
     weights = finished.stage / "checkpoints" / "step_000030" / "model.safetensors"
