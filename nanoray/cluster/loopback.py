@@ -1,6 +1,7 @@
 """A Ray of this machine alone: none of its processes listens for other machines."""
 
 import contextlib
+import os
 import socket
 from collections.abc import Iterator
 
@@ -37,6 +38,12 @@ def answers_only_here(address: str) -> bool:
     except OSError:
         return True
     return False
+
+
+def environment_to_reach(address: str) -> dict[str, str]:
+    """Give the environment in which a command of Ray's finds a cluster, also one at 127.0.0.1."""
+    is_here = address.rpartition(":")[0] == LOOPBACK
+    return {**os.environ, **({ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"} if is_here else {})}
 
 
 def is_on_loopback() -> bool:

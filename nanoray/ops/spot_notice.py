@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 import httpx
 import psutil
 
+from nanoray.cluster.loopback import environment_to_reach
 from nanoray.config import InputError, require_one_of
 from nanoray.data.manifest import first_line
 
@@ -210,7 +211,12 @@ def drain_node(head: str, node: str, message: str, seconds: float) -> str | None
     command += ["--deadline-remaining-seconds", str(max(1, int(seconds)))]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=DRAIN_SECONDS, check=False
+            command,
+            env=environment_to_reach(head),
+            capture_output=True,
+            text=True,
+            timeout=DRAIN_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return f"no answer in {DRAIN_SECONDS:.0f} s"

@@ -30,6 +30,7 @@ from nanoray.cluster.monitor import find_monitor, start_monitor
 from nanoray.data.blocks import Layout
 from nanoray.data.feed import start_pacer
 from nanoray.ops.local_cluster import LocalCluster
+from nanoray.ops.spot_notice import drain_node
 from tests.running import is_local, listeners
 
 cluster = LocalCluster(3, 1)
@@ -42,6 +43,8 @@ for start in range(3):
     found.append(ray.get(pacer.__ray_call__.remote(where)))
     print(*("node:__internal_head__" in nodes[node]["Resources"] for node in found))
 print(*(name for name, address in listeners(psutil.Process()) if not is_local(address)))
+last = [node for node, told in nodes.items() if told["Resources"].get("CPU")][-1]
+print(drain_node(ray.get_runtime_context().gcs_address, last, "a test", 60))
 cluster.stop()
 """
 
@@ -54,4 +57,4 @@ def test_what_a_run_depends_on_is_on_the_node_of_its_driver_and_nothing_listens_
     )
 
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "True True\n" * 3 + "\n"
+    assert done.stdout == "True True\n" * 3 + "\n" + "None\n"
