@@ -115,9 +115,7 @@ class ChatModel:
 
     def _take_up(self, newest: SavedModel) -> None:
         """Go on with the weights of another checkpoint, if it is another one."""
-        weights_hash = (
-            newest.weights_hash()
-        )  # once: a run that trains may delete the step meanwhile
+        weights_hash = newest.weights_hash()  # once: its run may delete the step meanwhile
         if (newest.name, weights_hash) == (self.saved.name, self.saved_hash):
             return
         if STAGES.index(newest.folder.name) < STAGES.index(self.saved.folder.name):

@@ -100,8 +100,8 @@ class Generations:
         self.all: list[Generation] = []
         self._beginning: list[asyncio.Task[None]] = []
         self._pumps: list[asyncio.Task[None]] = []
-        self._closing: asyncio.Task[None] | None = None
         """They wait for steps: a generator can be closed only when nobody waits for it."""
+        self._closing: asyncio.Task[None] | None = None
 
     async def begin(self, make: list[Callable[[], Generation]]) -> None:
         """Make all, and wait until one has begun; closes all if that does not come about.
