@@ -5,6 +5,7 @@ import math
 import signal
 import threading
 import time
+import uuid
 import webbrowser
 from types import FrameType
 
@@ -36,6 +37,8 @@ DOOR_SECONDS = 10.0
 """How long the server may take to say how many they are."""
 FORCED = {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
 """An engine that is stuck will not end its answers, however long it may take for them."""
+LAUNCHER = uuid.uuid4().hex
+"""Names this process to the server, which ends for none but whoever started it last."""
 CONTROLLER = {"runtime_env": {"env_vars": {**FORCED, **proxy_headers.SETTINGS}}}
 
 
@@ -87,12 +90,15 @@ def start_serve(config: ServeConfig) -> None:
 
 
 def keep_open() -> Handle | None:
-    """Have the server that is there go on if it was told to stop; gives its handle, if any."""
+    """Make the server that is there this process's own; gives its handle, if there is one.
+
+    If it was told to stop, it goes on.
+    """
     if APPLICATION not in serve.status().applications:
         return None
     door = serve.get_deployment_handle(DOOR, APPLICATION)
     try:
-        door.resume.remote().result(timeout_s=DOOR_SECONDS)
+        door.resume.remote(LAUNCHER).result(timeout_s=DOOR_SECONDS)
     except Exception as error:  # of the replica, or of the way to it
         logger.warning("the server does not answer: %r", error)
     return door
@@ -173,6 +179,11 @@ def end(door: Handle, patience_seconds: float | None) -> None:
     """
     deadline = math.inf if patience_seconds is None else time.monotonic() + patience_seconds
     told = ask_to_stop(door)
+    if told is None:
+        logger.info(
+            "another job has started the server since, and it goes on; to end it: serve shutdown"
+        )
+        return
     logger.info("%d answers are in the making", told)
     while (application := serve.status().applications.get(APPLICATION)) is not None:
         if time.monotonic() > deadline:
@@ -203,13 +214,15 @@ def answers_left(door: Handle, told: int) -> int | None:
     return left
 
 
-def ask_to_stop(door: Handle) -> int:
+def ask_to_stop(door: Handle) -> int | None:
     """Have the server take no more requests, and end with its last answer; gives how many are left.
+
+    None if the server is another process's by now, and goes on.
 
     Serve goes on with it when this process is killed meanwhile, as `ray job stop` does after 3 s.
     """
     try:
-        left: int = door.stop.remote().result(timeout_s=DOOR_SECONDS)
+        left: int | None = door.stop.remote(LAUNCHER).result(timeout_s=DOOR_SECONDS)
     except Exception as error:  # of the replica, or of the way to it
         logger.warning("the server does not say how many answers it has: %r", error)
         serve.delete(APPLICATION, _blocking=False)

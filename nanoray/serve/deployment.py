@@ -140,6 +140,7 @@ class Door:
         listen_as_its_node()
         self.settings, self.engines, self.page_url = settings, engines, page_url
         self.api: Api | None = None
+        self.launcher: str | None = None
         self._ending: asyncio.Task[None] | None = None
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
@@ -180,15 +181,21 @@ class Door:
         client = ChatClient(self.page_url, key)
         return add_page(self.api.app(), client, self.api.ids(), context - 1)
 
-    async def stop(self) -> int:
+    async def stop(self, launcher: str) -> int | None:
         """Take no more requests, and end the application after the last answer.
 
         It ends even if whoever asked for it is killed meanwhile, as `ray job stop` does after 3 s.
 
+        Args:
+            launcher: who asks for it.
+
         Returns:
-            How many answers are still in the making.
+            How many answers are still in the making; None if another has started the server since,
+            and it goes on.
         """
         assert self.api is not None, "built before anything is called"
+        if self.launcher not in (None, launcher):  # None: the replica was replaced by Serve
+            return None
         self.api.admission.is_draining = True
         if self._ending is None:
             self._ending = asyncio.create_task(self._end())
@@ -203,8 +210,9 @@ class Door:
             return None
         return self.api.admission.taken
 
-    async def resume(self) -> None:
-        """Take requests again: the server is started anew before it has ended."""
+    async def resume(self, launcher: str) -> None:
+        """Take requests, again if the server was to end: it is this launcher's from now on."""
+        self.launcher = launcher
         if self._ending is not None:
             self._ending.cancel()
             self._ending = None

@@ -48,8 +48,8 @@ class HandleOfADoor:
         self.door, self._loop = door, loop
 
     def __getattr__(self, name: str) -> SimpleNamespace:
-        def remote() -> SimpleNamespace:
-            answer = self.do(getattr(self.door, name))
+        def remote(*arguments: object) -> SimpleNamespace:
+            answer = self.do(lambda: getattr(self.door, name)(*arguments))
             return SimpleNamespace(result=lambda timeout_s: answer.result(timeout_s))
 
         return SimpleNamespace(remote=remote)
@@ -114,7 +114,7 @@ def test_a_server_that_is_started_anew_is_not_ended_by_the_job_that_ended_the_ol
     with ThreadPoolExecutor(1) as pool, caplog.at_level(logging.INFO):
         ending = pool.submit(launch.end, handle, 10.0)  # type: ignore[arg-type]
         wait_until_draining(handle)
-        handle.do(handle.door.resume).result()
+        handle.do(lambda: handle.door.resume("another")).result()
         handle.door = new_door() if is_redeployed else handle.door
         ending.result(timeout=20)
     answer.leave()
@@ -123,6 +123,28 @@ def test_a_server_that_is_started_anew_is_not_ended_by_the_job_that_ended_the_ol
     assert "started anew" in caplog.text
     assert not admission_of(handle).is_draining
     assert APPLICATION in serve.status().applications
+
+
+def test_a_job_does_not_end_a_server_that_another_has_started_since(
+    handle: HandleOfADoor, caplog: pytest.LogCaptureFixture
+) -> None:
+    handle.do(lambda: handle.door.resume(launch.LAUNCHER)).result()
+    handle.do(lambda: handle.door.resume("another")).result()
+
+    with caplog.at_level(logging.INFO):
+        launch.end(handle, None)  # type: ignore[arg-type]
+
+    assert "another job has started the server since" in caplog.text
+    assert not admission_of(handle).is_draining
+    assert APPLICATION in serve.status().applications
+
+
+def test_a_job_ends_its_own_server(handle: HandleOfADoor) -> None:
+    handle.do(lambda: handle.door.resume(launch.LAUNCHER)).result()
+
+    launch.end(handle, None)  # type: ignore[arg-type]
+
+    assert APPLICATION not in serve.status().applications
 
 
 def test_a_door_that_does_not_say_how_many_answers_it_has_is_asked_again(
