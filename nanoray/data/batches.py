@@ -3,6 +3,7 @@
 import queue
 import threading
 import time
+import weakref
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -120,6 +121,8 @@ def step_rows(
 ) -> Generator[StepRows, None, None]:
     """Collect this rank's blocks of each step, in a thread that is one step ahead of the training.
 
+    The thread starts with this call, so that a stream is opened while a checkpoint is read.
+
     Args:
         blocks: those of this rank, in order.
         layout: how steps are cut into blocks.
@@ -127,10 +130,11 @@ def step_rows(
         pin: put the rows into page-locked memory, for a GPU.
 
     Raises:
-        DataOrderError: the stream ended, or a block has a wrong size.
+        DataOrderError: when rows are asked for: the stream ended, or a block has a wrong size.
     """
     ready: queue.Queue[StepRows | BaseException | None] = queue.Queue(maxsize=1)
     done = threading.Event()
+    device = torch.cuda.current_device() if pin else None
 
     def hand_over(item: StepRows | BaseException | None) -> None:
         while not done.is_set():
@@ -142,6 +146,8 @@ def step_rows(
 
     def collect() -> None:
         try:
+            if device is not None:  # a thread begins with the first GPU, which is another rank's
+                torch.cuda.set_device(device)
             for rows in _collect(blocks, layout, share, pin):
                 hand_over(rows)
                 if done.is_set():
@@ -151,6 +157,15 @@ def step_rows(
             hand_over(error)
 
     threading.Thread(target=collect, daemon=True, name="step-rows").start()
+    rows = _handed_over(ready, done)
+    weakref.finalize(rows, done.set)  # of one that was never asked for a row, `finally` is not run
+    return rows
+
+
+def _handed_over(
+    ready: "queue.Queue[StepRows | BaseException | None]", done: threading.Event
+) -> Generator[StepRows, None, None]:
+    """Give what comes through the queue, with the time that was waited for it."""
     try:
         while True:
             began = time.perf_counter()

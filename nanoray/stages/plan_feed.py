@@ -1,6 +1,6 @@
 """Rows of a data plan, streamed by Ray Data to the workers of a stage."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import ray
@@ -56,15 +56,18 @@ class PlanFeed:
         )
         return stream(self.plan, self.layout, start, self.pacer)
 
-    def steps(self, world: World, shard: DataIterator, state: TrainState) -> Iterator[StepRows]:
-        """Give this rank's rows of step after step, from where the state stands."""
+    def open(
+        self, world: World, shard: DataIterator, step: int
+    ) -> Callable[[TrainState], Iterator[StepRows]]:
+        """Begin to read this rank's rows of what follows `step` steps."""
         share = Share(
             rank=world.rank,
             world_size=world.world_size,
-            padding_blocks=self.layout.padding_blocks(state.step, self.resources.num_workers),
+            padding_blocks=self.layout.padding_blocks(step, self.resources.num_workers),
         )
         pin = world.device.type == "cuda"
-        return step_rows(blocks_of(shard, self.layout), self.layout, share, pin=pin)
+        rows = step_rows(blocks_of(shard, self.layout), self.layout, share, pin=pin)
+        return lambda state: rows
 
     def validation(self, world: World, device_batch_size: int) -> BitsPerByte:
         """Give what the stage is measured by."""

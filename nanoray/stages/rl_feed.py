@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import ray
 from ray.data import DataIterator, Dataset
@@ -76,9 +77,15 @@ class RolloutFeed:
             self._collector.on_progress = lambda: world.beat("drawing rollouts")
         return self._collector
 
-    def steps(self, world: World, shard: DataIterator, state: TrainState) -> Iterator[StepRows]:
+    def open(
+        self, world: World, shard: DataIterator, step: int
+    ) -> Callable[[TrainState], Iterator[StepRows]]:
+        """Open nothing: what draws the rows needs the weights."""
+        del shard, step
+        return partial(self.steps, world)
+
+    def steps(self, world: World, state: TrainState) -> Iterator[StepRows]:
         """Give this rank's rows of step after step, drawn by the weights of the state."""
-        del shard
         if state.step == 0:
             before = self.validation(world, 0).measure(state.model)
             if world.rank == 0:

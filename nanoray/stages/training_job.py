@@ -93,8 +93,14 @@ class Feed(Protocol):
         """Give the stream of a group that starts after `step` steps, at a cursor."""
         ...
 
-    def steps(self, world: World, shard: DataIterator, state: TrainState) -> Iterator[StepRows]:
-        """Give this rank's rows of step after step, from where the state stands."""
+    def open(
+        self, world: World, shard: DataIterator, step: int
+    ) -> Callable[[TrainState], Iterator[StepRows]]:
+        """Begin to read what follows `step` steps, while the state is built.
+
+        Returns:
+            What gives, for the state of that step, this rank's rows of step after step.
+        """
         ...
 
     def validation(self, world: World, device_batch_size: int) -> Validation:
@@ -240,6 +246,9 @@ def run_worker(
 ) -> dict[str, Any]:  # Any: JSON
     """Build the state, resume it, train, and let rank 0 write some samples."""
     config, recipe, folder = job.config, job.recipe, job.folder
+    # Before the stream is opened: its readers would compete with what measures this CPU's peak.
+    loop = loop_config(job, world)
+    rows_for = job.feed.open(world, shard, start_step)
     state = build_state(job, world)
     checkpointer = Checkpointer(
         folder,
@@ -258,9 +267,7 @@ def run_worker(
     elif recipe.start is not None:
         load_tensors(state, recipe.start, with_optimizer=recipe.warm_start)
     leave_out(state, folder)
-    # Before the stream is opened: its readers would compete with what measures this CPU's peak.
-    loop = loop_config(job, world)
-    steps = job.feed.steps(world, shard, state)
+    steps = rows_for(state)
     # Every rank must have opened its part of the stream before the first collective.
     first = next(steps)
     account = open_account(folder, start_step) if world.rank == 0 else Account(time.time())

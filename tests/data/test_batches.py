@@ -143,6 +143,33 @@ def test_a_stream_from_a_cursor_goes_on_exactly_where_the_first_stopped(plan):
     resumed.close()
 
 
+def test_a_stream_is_opened_before_a_row_is_asked_for(plan):
+    opened = threading.Event()
+
+    def blocks() -> Iterator[Block]:
+        opened.set()
+        yield from plain_blocks(plan, LAYOUT, FIRST)
+
+    steps = steps_from(blocks())
+    came = opened.wait(timeout=5)
+    rows = next(steps).rows
+    steps.close()
+
+    assert came
+    assert np.array_equal(rows.numpy(), rows_of(plan, 12))
+
+
+def test_the_thread_of_a_stream_that_nobody_asked_for_a_row_ends(plan):
+    before = set(threading.enumerate())
+    steps = steps_of(plan)
+    [thread] = set(threading.enumerate()) - before
+
+    del steps
+    thread.join(timeout=5)
+
+    assert not thread.is_alive()
+
+
 def test_an_error_of_the_source_reaches_the_consumer_after_the_rows_before_it(plan):
     def blocks() -> Iterator[Block]:
         yield from islice(plain_blocks(plan, LAYOUT, FIRST), 4)

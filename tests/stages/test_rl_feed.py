@@ -30,7 +30,7 @@ def test_how_the_policy_does_before_its_first_step_is_kept(tmp_path: Path) -> No
     state, shard = state_of_seed(), no_shard
 
     unread: Any = shard
-    rows = next(feed.steps(WORLD, unread, state))
+    rows = next(feed.open(WORLD, unread, 0)(state))
 
     before = json.loads((tmp_path / "r/rl/before.json").read_text())
     assert 0 <= before["validation/pass_at_1"] <= 1

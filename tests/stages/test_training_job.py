@@ -1,7 +1,7 @@
 """What a worker does, in this process and without Ray."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,14 @@ def job(tmp_path: Path) -> TrainingJob:
 class LocalFeed(PlanFeed):
     """The same rows, packed in this very process."""
 
-    def steps(self, world: World, shard: object, state: TrainState) -> Iterator[StepRows]:
-        blocks = plain_blocks(self.plan, self.layout, state.cursor)
-        return step_rows(blocks, self.layout, Share(), pin=False)
+    def open(
+        self, world: World, shard: object, step: int
+    ) -> Callable[[TrainState], Iterator[StepRows]]:
+        def rows_for(state: TrainState) -> Iterator[StepRows]:
+            blocks = plain_blocks(self.plan, self.layout, state.cursor)
+            return step_rows(blocks, self.layout, Share(), pin=False)
+
+        return rows_for
 
 
 def with_config(job: TrainingJob, **fields: Any) -> TrainingJob:
