@@ -135,13 +135,17 @@ def cut_off_node(target: Target) -> Harm:
 def preempt_node(target: Target) -> Harm:
     """Give a node its notice, as a cloud does for a spot machine, and take it away in time."""
     node, seconds = target.pick_node(), target.outage_seconds
+    # A node that is drained takes no new work: what ends it is there before.
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    actor: Any = ray.remote(NodeKiller).options(num_cpus=0, scheduling_strategy=there)
+    killer = actor.remote()
+    ray.get(killer.wake.remote())
     problem = drain_node(ray.get_runtime_context().gcs_address, node, "chaos", seconds)
     if problem is not None:
         raise InputError(f"ray drain-node did not work: {problem}")
 
     def take_away() -> None:
-        with contextlib.suppress(ray.exceptions.RayError):  # it may have gone by itself
-            tell_node(node, kill_this_node)
+        ray.wait([killer.kill.remote()], timeout=0.1)
         target.add_node()
 
     return Harm(f"gave node {node[:8]} notice of {seconds:.0f} s", take_away, seconds)
@@ -241,6 +245,17 @@ def processes_of_this_node() -> list[psutil.Process]:
     me = psutil.Process()
     raylet = next(p for p in me.parents() if p.name().startswith("raylet"))
     return [p for p in (raylet, *raylet.children(recursive=True)) if p.pid != me.pid] + [me]
+
+
+class NodeKiller:
+    """Waits on a node for its end."""
+
+    def wake(self) -> None:
+        """Do nothing."""
+
+    def kill(self) -> None:
+        """End the node."""
+        kill_this_node()
 
 
 def kill_this_node() -> None:

@@ -1,5 +1,7 @@
 import os
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -50,6 +52,42 @@ def test_a_disk_of_its_own_is_filled_and_freed(small_disk):
     done.mend()
 
     (small_disk / "more").write_bytes(bytes(4096))
+
+
+NOTICE = """
+import random
+import time
+import ray
+import nanoray.cluster.connection as connection
+from nanoray.ops import chaos_faults
+from nanoray.ops.local_cluster import LocalCluster
+
+cluster = LocalCluster(2, 1)
+connection.connect(cluster.address)
+there = lambda: {n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")}
+first = there()
+chaos_faults.Target.pick_node = lambda target: sorted(first)[0]
+target = chaos_faults.Target(None, None, random.Random(0), 60.0, cluster)
+harm = chaos_faults.preempt_node(target)
+print(harm.mend_after, there() == first)
+harm.mend()
+deadline = time.monotonic() + 40
+while (len(there() & first), len(there() - first)) != (1, 1):
+    assert time.monotonic() < deadline, there()
+    time.sleep(0.2)
+cluster.stop()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_a_node_that_was_given_notice_is_taken_away_and_another_one_comes():
+    done = subprocess.run(
+        [sys.executable, "-c", NOTICE], capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("60.0 True\n")
 
 
 @pytest.mark.parametrize("fault", [fill_disk, break_storage, damage_checkpoint])
