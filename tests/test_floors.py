@@ -49,7 +49,6 @@ MAY_IMPORT_RAY = [
     "nanoray/cluster/group.py",
     "nanoray/cluster/growth.py",
     "nanoray/cluster/leaving.py",
-    "nanoray/cluster/standby.py",
     "nanoray/cluster/loopback.py",
     "nanoray/cluster/monitor.py",
     "nanoray/cluster/network.py",

@@ -6,7 +6,6 @@ told at once, and a run that is to stop does not wait for workers that it does n
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -41,9 +40,6 @@ DEATHS = (RayActorError, OutOfMemoryError)
 """What Ray Train raises of a worker that dies as it is handed its work."""
 
 
-OWN_SETTINGS = ("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S")
-
-
 class Decisions(WorkerGroupCallback, ControllerCallback):
     """Decides in Ray Train's controller whether there is to be another group.
 
@@ -69,7 +65,6 @@ class Decisions(WorkerGroupCallback, ControllerCallback):
     def before_worker_group_start(self, worker_group_context: Any) -> None:  # Any: Ray's, unused
         """Decide about the group that was there, if that has not been done."""
         retry_deaths()
-        forget_settings()
         self.ended = None
         launched, self.launched = self.launched, None
         if launched is not None and launched.has_started():  # it died as it was launched
@@ -142,16 +137,6 @@ class Decisions(WorkerGroupCallback, ControllerCallback):
                 f"{decision.line}.\n{failure.details}"
             )
         ray.get(self.monitor.take_rows.remote(decision.device_batch_size))
-
-
-def forget_settings() -> None:
-    """Take the controller's own settings, which it has read, out of its environment.
-
-    It would hand them on to its workers, as a runtime environment of theirs, for which none of the
-    processes that Ray has ready can be taken.
-    """
-    for name in OWN_SETTINGS:
-        os.environ.pop(name, None)
 
 
 def retry_deaths() -> None:

@@ -39,7 +39,6 @@ from nanoray.cluster.pending import Pending
 from nanoray.cluster.placement import packing
 from nanoray.cluster.recovery import Decision, Failure, RetryBudget, describe_failure
 from nanoray.cluster.reservations import TRAIN_PREFIX, Reservations, refresh
-from nanoray.cluster.standby import Standby
 from nanoray.cluster.turns import Turn
 from nanoray.cluster.watch import watch
 from nanoray.cluster.watchdog import Watchdog
@@ -163,7 +162,6 @@ def _run_in_turn(group: Group, folder: RunFolder, display: RunDisplay, turn: Tur
         Growth(monitor, reservations, group.resources, turn).check,
         Pending(monitor, group.resources, display.log).check,
         Leaving(monitor).check,
-        Standby(monitor).check,
     ]
     if group.allowance is not None:
         guards.append(Deadline(monitor, group.allowance).check)

@@ -214,8 +214,3 @@ def blocks_of(shard: DataIterator, layout: Layout) -> Iterator[Block]:
         batch_size=layout.rows_per_block, batch_format="numpy", prefetch_batches=2
     )
     yield from batches
-
-
-def stand_by(seconds: float) -> None:
-    """Keep a process busy; whoever calls this has imported what a reader needs."""
-    time.sleep(seconds)

@@ -38,7 +38,7 @@ DOOR_SECONDS = 10.0
 FORCED = {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
 """An engine that is stuck will not end its answers, however long it may take for them."""
 LAUNCHER = uuid.uuid4().hex
-"""Names this process to the server, which ends for none but whoever started it last."""
+"""Names this process to the server, which does not end for it once another has started it anew."""
 CONTROLLER = {"runtime_env": {"env_vars": {**FORCED, **proxy_headers.SETTINGS}}}
 
 
@@ -89,19 +89,21 @@ def start_serve(config: ServeConfig) -> None:
     )
 
 
-def keep_open() -> Handle | None:
-    """Make the server that is there this process's own; gives its handle, if there is one.
+def keep_open(launcher: str | None = LAUNCHER) -> tuple[Handle | None, str | None]:
+    """Make the server that is there this process's own; if it was told to stop, it goes on.
 
-    If it was told to stop, it goes on.
+    Returns:
+        Its handle, None if there is no server; and whose it was, as far as it knows.
     """
     if APPLICATION not in serve.status().applications:
-        return None
+        return None, None
     door = serve.get_deployment_handle(DOOR, APPLICATION)
+    before = None
     try:
-        door.resume.remote(LAUNCHER).result(timeout_s=DOOR_SECONDS)
+        before = door.resume.remote(launcher).result(timeout_s=DOOR_SECONDS)
     except Exception as error:  # of the replica, or of the way to it
         logger.warning("the server does not answer: %r", error)
-    return door
+    return door, before
 
 
 def log_format() -> LoggingConfig:
@@ -129,7 +131,8 @@ def launch(config: ServeConfig) -> None:
     connection.connect()
     application = prepare(config)
     listen(config)
-    keep_open()  # what runs takes the place of what was there, whose end must not end it too
+    # What runs takes the place of what was there, whose end must not end it too.
+    _, before = keep_open()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note_signal)
     try:
@@ -141,10 +144,10 @@ def launch(config: ServeConfig) -> None:
             logging_config=log_format(),
         )
     except RuntimeError as error:
+        keep_open(before)
         raise InputError(f"The server did not start: {error}") from error
-    door = (
-        keep_open()
-    )  # a handle takes a while to be ready, and `ray job stop` leaves three seconds
+    # A handle takes a while to be ready, and `ray job stop` leaves three seconds.
+    door, _ = keep_open()
     tell_addresses(config)
     if config.open_page:
         webbrowser.open(f"{config.own_url()}/chat")
@@ -217,13 +220,16 @@ def answers_left(door: Handle, told: int) -> int | None:
 def ask_to_stop(door: Handle) -> int | None:
     """Have the server take no more requests, and end with its last answer; gives how many are left.
 
-    None if the server is another process's by now, and goes on.
+    None if it is another process's by now, or is just being started by one, and goes on.
 
     Serve goes on with it when this process is killed meanwhile, as `ray job stop` does after 3 s.
     """
     try:
         left: int | None = door.stop.remote(LAUNCHER).result(timeout_s=DOOR_SECONDS)
     except Exception as error:  # of the replica, or of the way to it
+        application = serve.status().applications.get(APPLICATION)
+        if application is not None and application.status == ApplicationStatus.DEPLOYING:
+            return None
         logger.warning("the server does not say how many answers it has: %r", error)
         serve.delete(APPLICATION, _blocking=False)
         return 0

@@ -181,20 +181,20 @@ class Door:
         client = ChatClient(self.page_url, key)
         return add_page(self.api.app(), client, self.api.ids(), context - 1)
 
-    async def stop(self, launcher: str) -> int | None:
+    async def stop(self, launcher: str | None = None) -> int | None:
         """Take no more requests, and end the application after the last answer.
 
         It ends even if whoever asked for it is killed meanwhile, as `ray job stop` does after 3 s.
 
         Args:
-            launcher: who asks for it.
+            launcher: who asks for it; None for whoever has it.
 
         Returns:
             How many answers are still in the making; None if another has started the server since,
             and it goes on.
         """
         assert self.api is not None, "built before anything is called"
-        if self.launcher not in (None, launcher):  # None: the replica was replaced by Serve
+        if launcher and self.launcher and launcher != self.launcher:
             return None
         self.api.admission.is_draining = True
         if self._ending is None:
@@ -210,14 +210,19 @@ class Door:
             return None
         return self.api.admission.taken
 
-    async def resume(self, launcher: str) -> None:
-        """Take requests, again if the server was to end: it is this launcher's from now on."""
-        self.launcher = launcher
+    async def resume(self, launcher: str | None = None) -> str | None:
+        """Take requests, again if the server was to end: it is this launcher's from now on.
+
+        Returns:
+            Whose it was; None if nobody has said, as to a replica that took another one's place.
+        """
+        before, self.launcher = self.launcher, launcher
         if self._ending is not None:
             self._ending.cancel()
             self._ending = None
         if self.api is not None:
             self.api.admission.is_draining = False
+        return before
 
     async def _end(self) -> None:
         """Wait for the answers, of which none takes for ever, and have Serve end the rest."""

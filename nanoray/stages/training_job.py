@@ -246,9 +246,8 @@ def run_worker(
 ) -> dict[str, Any]:  # Any: JSON
     """Build the state, resume it, train, and let rank 0 write some samples."""
     config, recipe, folder = job.config, job.recipe, job.folder
-    # Before the stream is opened: its readers would compete with what measures this CPU's peak.
-    loop = loop_config(job, world)
-    rows_for = job.feed.open(world, shard, start_step)
+    # Not from the first step on: readers would compete with what measures this CPU's peak.
+    rows_for = job.feed.open(world, shard, start_step) if start_step else None
     state = build_state(job, world)
     checkpointer = Checkpointer(
         folder,
@@ -267,7 +266,8 @@ def run_worker(
     elif recipe.start is not None:
         load_tensors(state, recipe.start, with_optimizer=recipe.warm_start)
     leave_out(state, folder)
-    steps = rows_for(state)
+    loop = loop_config(job, world)
+    steps = (rows_for or job.feed.open(world, shard, start_step))(state)
     # Every rank must have opened its part of the stream before the first collective.
     first = next(steps)
     account = open_account(folder, start_step) if world.rank == 0 else Account(time.time())

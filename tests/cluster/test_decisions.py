@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import ray
 from ray.exceptions import ActorDiedError
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2._internal.execution.controller.state import RestartingState, RunningState
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
@@ -194,17 +193,6 @@ def test_a_worker_that_dies_as_it_gets_its_work_is_started_again(monitor: Actor)
     assert policy.make_decision(died) is FailureDecision.RETRY
     other = ControllerError(RunFailedError("no"))
     assert policy.make_decision(other) is FailureDecision.RAISE
-
-
-def test_workers_get_no_settings_of_the_controller(
-    monitor: Actor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in decisions.OWN_SETTINGS:
-        monkeypatch.setenv(name, "1")
-
-    Ended(monitor).decide()
-
-    assert get_env_vars_to_propagate() == {}
 
 
 def test_without_its_monitor_a_run_ends(monitor: Actor) -> None:

@@ -139,6 +139,31 @@ def test_a_job_does_not_end_a_server_that_another_has_started_since(
     assert APPLICATION in serve.status().applications
 
 
+def test_a_job_does_not_end_a_server_that_another_is_just_starting(
+    handle: HandleOfADoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "DOOR_SECONDS", 0.2)
+    serve.status().applications[APPLICATION].status = ApplicationStatus.DEPLOYING
+    handle._loop.call_soon_threadsafe(time.sleep, 1.0)
+
+    launch.end(handle, None)  # type: ignore[arg-type]
+    handle.do(handle.door.left).result()
+
+    assert APPLICATION in serve.status().applications
+
+
+def test_a_launch_that_fails_gives_the_server_back(
+    handle: HandleOfADoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "get_deployment_handle", lambda name, application: handle)
+    handle.do(lambda: handle.door.resume("first")).result()
+
+    _, before = launch.keep_open()
+    launch.keep_open(before)
+
+    assert before == handle.door.launcher == "first"
+
+
 def test_a_job_ends_its_own_server(handle: HandleOfADoor) -> None:
     handle.do(lambda: handle.door.resume(launch.LAUNCHER)).result()
 

@@ -120,7 +120,7 @@ def test_a_server_that_is_about_to_end_goes_on_when_it_is_started_again(
         running = pool.submit(stream, config.own_url(), LONG)
         while not_running(config):
             time.sleep(0.02)
-        door = keep_open()
+        door, _ = keep_open()
         assert door is not None
         left = ask_to_stop(door)
         keep_open()
