@@ -143,6 +143,7 @@ def test_a_job_does_not_end_a_server_that_another_is_just_starting(
     handle: HandleOfADoor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "DOOR_SECONDS", 0.2)
+    handle.do(lambda: handle.door.resume("another")).result()
     serve.status().applications[APPLICATION].status = ApplicationStatus.DEPLOYING
     handle._loop.call_soon_threadsafe(time.sleep, 1.0)
 
