@@ -12,8 +12,9 @@ import statistics
 import time
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
+import aiohttp
 
 from nanoray.config import InputError, require_no_secret, require_positive
 from nanoray.serve.serve_config import api_keys, is_loopback
@@ -107,10 +108,12 @@ async def run(config: ServeBench) -> dict[str, Any]:  # Any: JSON
     """
     keys = api_keys()
     headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
-    limits = httpx.Limits(max_connections=None)
-    trust = not is_loopback(httpx.URL(config.url).host)  # no proxy on the way to this machine
-    async with httpx.AsyncClient(
-        headers=headers, timeout=600, limits=limits, trust_env=trust
+    trust = not is_loopback(urlsplit(config.url).hostname or "")  # no proxy to this machine
+    async with aiohttp.ClientSession(
+        headers=headers,
+        timeout=aiohttp.ClientTimeout(total=600),
+        connector=aiohttp.TCPConnector(limit=0),
+        trust_env=trust,
     ) as client:
         rng = random.Random(config.seed)
         for _ in range(config.warm_up):
@@ -127,7 +130,7 @@ async def run(config: ServeBench) -> dict[str, Any]:  # Any: JSON
 
 
 async def closed_loop(
-    client: httpx.AsyncClient, config: ServeBench, prompts: list[str]
+    client: aiohttp.ClientSession, config: ServeBench, prompts: list[str]
 ) -> list[Request]:
     """Keep as many requests under way as are wanted."""
     left = iter(prompts)
@@ -140,7 +143,7 @@ async def closed_loop(
 
 
 async def open_loop(
-    client: httpx.AsyncClient, config: ServeBench, prompts: list[str], rng: random.Random
+    client: aiohttp.ClientSession, config: ServeBench, prompts: list[str], rng: random.Random
 ) -> list[Request]:
     """Send requests at random moments, whether or not earlier ones have ended."""
     assert config.rate is not None, "asked for"
@@ -158,7 +161,7 @@ def prompt(rng: random.Random, config: ServeBench) -> str:
     return " ".join(rng.choices(WORDS, k=config.prompt_words))
 
 
-async def send(client: httpx.AsyncClient, config: ServeBench, text: str) -> Request:
+async def send(client: aiohttp.ClientSession, config: ServeBench, text: str) -> Request:
     """Send one request, and note when its text comes."""
     body = {
         "model": config.model,
@@ -170,14 +173,12 @@ async def send(client: httpx.AsyncClient, config: ServeBench, text: str) -> Requ
     }
     request = Request(time.perf_counter())
     try:
-        async with client.stream(
-            "POST", f"{config.url}/v1/chat/completions", json=body
-        ) as response:
-            request.status = response.status_code
-            async for line in response.aiter_lines():
-                if request.status == 200 and line.startswith("data: {"):
-                    note(request, json.loads(line.removeprefix("data: ")))
-    except httpx.HTTPError as error:
+        async with client.post(f"{config.url}/v1/chat/completions", json=body) as response:
+            request.status = response.status
+            async for line in response.content:
+                if request.status == 200 and line.startswith(b"data: {"):
+                    note(request, json.loads(line.removeprefix(b"data: ")))
+    except (aiohttp.ClientError, TimeoutError) as error:
         request.error = type(error).__name__
     request.ended = time.perf_counter()
     return request

@@ -46,6 +46,8 @@ CHECK_TRIES, CHECK_SECONDS = 2, 2.0
 """With several replicas, one that is stuck must not make the server seem to be."""
 UNLIMITED = 100_000
 """Serve's own limits stand far above ours, whose refusals are in OpenAI's shape."""
+ENGINE_NICENESS = 4
+"""Of an engine on CPUs, above that of the door, which otherwise waits for it to refuse somebody."""
 
 
 class ChatModel:
@@ -67,6 +69,8 @@ class ChatModel:
             step_tokens=config.step_tokens,
             num_blocks=blocks_that_fit(model, config.max_sequences, config.cache_gb),
         )
+        if device.type == "cpu":
+            os.nice(ENGINE_NICENESS)
         self.engine = EngineThread(Engine(model, self.tokenizer, engine_config))
         logger.info("serving %s on %s in %s", self.saved.name, device.type, dtype)
         if "@" not in name:

@@ -62,7 +62,7 @@ def test_a_real_server_is_measured(fields: dict[str, Any]) -> None:
 
 
 def test_a_server_that_is_not_there_is_named() -> None:
-    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9 does not answer: ConnectError"):
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:9 does not answer: ClientConnectorError"):
         bench_serve(ServeBench(url="http://127.0.0.1:9"))
 
 
