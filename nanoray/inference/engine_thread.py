@@ -6,7 +6,6 @@ between two steps; what a step brings goes to the event loop of whoever asked.
 
 import asyncio
 import logging
-import os
 import queue
 import threading
 import time
@@ -46,25 +45,17 @@ class Stream:
 class EngineThread:
     """Runs an engine; `generate` may be called by any number of coroutines."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        observe: Callable[[float], None] = lambda _: None,
-        *,
-        niceness: int = 0,
-    ) -> None:
+    def __init__(self, engine: Engine, observe: Callable[[float], None] = lambda _: None) -> None:
         """Start the thread.
 
         Args:
             engine: used by no one else from here on.
             observe: called after each step, in the thread, with the step's seconds.
-            niceness: of the thread, and those it computes with, above that of the caller.
         """
         self.engine, self._observe = engine, observe
         self._wishes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._streams: dict[int, Stream] = {}
         self._stopping = False
-        self._niceness = niceness
         self.failure: BaseException | None = None
         self.last_beat = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -142,7 +133,6 @@ class EngineThread:
 
     def _run(self) -> None:
         """Step until stopped, or until something fails."""
-        os.nice(self._niceness)
         try:
             while not self._stopping:
                 self._fulfil_all(wait=not self.engine.has_work)

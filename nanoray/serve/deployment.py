@@ -69,10 +69,9 @@ class ChatModel:
             step_tokens=config.step_tokens,
             num_blocks=blocks_that_fit(model, config.max_sequences, config.cache_gb),
         )
-        self.engine = EngineThread(
-            Engine(model, self.tokenizer, engine_config),
-            niceness=ENGINE_NICENESS if device.type == "cpu" else 0,
-        )
+        if device.type == "cpu":
+            os.nice(ENGINE_NICENESS)
+        self.engine = EngineThread(Engine(model, self.tokenizer, engine_config))
         logger.info("serving %s on %s in %s", self.saved.name, device.type, dtype)
         if "@" not in name:
             threading.Thread(target=self._follow, name="follow", daemon=True).start()

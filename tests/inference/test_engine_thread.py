@@ -1,9 +1,7 @@
 """The engine's thread, asked by many coroutines at once."""
 
 import asyncio
-import os
 import random
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -86,19 +84,6 @@ def test_work_is_done_between_two_steps(thread: EngineThread) -> None:
         return len(await running)
 
     assert asyncio.run(swap()) == 60
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process has one priority")
-def test_only_the_engine_gives_way_to_others(model: GPT) -> None:
-    engine = Engine(model, tiny_tokenizer(247), EngineConfig(max_sequences=8, block_size=4))
-    before, seen = os.nice(0), []
-    thread = EngineThread(engine, niceness=2)
-
-    asyncio.run(thread.do(lambda _: seen.append(os.nice(0))))
-    thread.stop()
-
-    assert seen == [min(19, before + 2)]
-    assert os.nice(0) == before
 
 
 def test_an_engine_that_fails_ends_every_stream_and_takes_no_more(thread: EngineThread) -> None:
