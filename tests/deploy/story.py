@@ -190,6 +190,16 @@ CLIENTS = (
         "--url {url} --concurrency 2 --num-requests 4 --warm-up 1",
         tells="tokens",
     ),
+    Step(
+        "python jobs/bench.py serve --concurrency 32 --num-requests 300",
+        "--url {url} --concurrency 3 --num-requests 6 --warm-up 1",
+        tells="tokens",
+    ),
+    Step(
+        "python jobs/bench.py serve --rate 57.8 --num-requests 6939",
+        "--url {url} --rate 4 --num-requests 6 --warm-up 1",
+        tells="tokens",
+    ),
 )
 """What talks to each of them."""
 
