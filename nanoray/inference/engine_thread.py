@@ -1,11 +1,14 @@
 """An engine in a thread of its own, for callers in an event loop.
 
 The thread steps the engine as long as it has work. Callers hand it their wishes, which it fulfils
-between two steps; what a step brings goes to the event loop of whoever asked.
+between two steps; what a step brings goes to the event loop of whoever asked. Each time that
+something is handed over costs the callers, and where they share the engine's processors the engine
+as well, so there is a most per second: when many streams are open, some tokens of each go together.
 """
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 import time
@@ -33,6 +36,22 @@ class Stream:
         self.queue: asyncio.Queue[list[TokenOutput] | Exception] = asyncio.Queue()
         self.num_open = num_samples
         self.request: int | None = None
+        self._held: list[TokenOutput] = []
+        self._has_ended, self._handed_over = False, -math.inf
+
+    def hold(self, output: TokenOutput) -> None:
+        """Keep an output for the next time that something is handed over."""
+        self._held.append(output)
+        self._has_ended |= output.finish_reason is not None
+
+    def hand_over(self, now: float, pause: float) -> None:
+        """Hand over what is held, unless the last time is less than `pause` seconds ago.
+
+        The first token does not wait, nor does the end of a sample.
+        """
+        if self._held and (self._has_ended or now - self._handed_over >= pause):
+            self.put(self._held)
+            self._held, self._has_ended, self._handed_over = [], False, now
 
     def put(self, item: "list[TokenOutput] | Exception") -> None:
         """Hand something over, from the engine's thread."""
@@ -45,14 +64,20 @@ class Stream:
 class EngineThread:
     """Runs an engine; `generate` may be called by any number of coroutines."""
 
-    def __init__(self, engine: Engine, observe: Callable[[float], None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        observe: Callable[[float], None] = lambda _: None,
+        most_per_second: float = math.inf,
+    ) -> None:
         """Start the thread.
 
         Args:
             engine: used by no one else from here on.
             observe: called after each step, in the thread, with the step's seconds.
+            most_per_second: how often something is handed over, to all streams together.
         """
-        self.engine, self._observe = engine, observe
+        self.engine, self._observe, self._most_per_second = engine, observe, most_per_second
         self._wishes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._streams: dict[int, Stream] = {}
         self._stopping = False
@@ -147,6 +172,7 @@ class EngineThread:
             logger.exception("the engine failed")
         self._stopping = True
         for stream in self._streams.values():
+            stream.hand_over(time.monotonic(), pause=0.0)
             stream.put(EngineFailedError("the engine has stopped"))
         self._streams.clear()
         self._fulfil_all()
@@ -161,13 +187,14 @@ class EngineThread:
             pass
 
     def _hand_over(self, outputs: list[TokenOutput]) -> None:
-        """Give the outputs of a step to whoever asked for them."""
-        by_request: dict[int, list[TokenOutput]] = {}
+        """Give the outputs of steps to whoever asked for them."""
+        requests = {output.request for output in outputs}
         for output in outputs:
-            by_request.setdefault(output.request, []).append(output)
-        for request, items in by_request.items():
-            stream = self._streams[request]
-            stream.put(items)
+            self._streams[output.request].hold(output)
+        now, pause = time.monotonic(), len(requests) / self._most_per_second
+        for stream in self._streams.values():
+            stream.hand_over(now, pause)
+        for request in requests:
             if not self.engine.is_open(request):
                 del self._streams[request]
 

@@ -39,12 +39,19 @@ class Usage:
 
 @dataclass
 class Delta:
-    """What one token added to a choice of a chat answer."""
+    """What one token, or some, added to a choice of a chat answer."""
 
     content: str = ""
     logprobs: list[Json] = field(default_factory=list)
     tool_events: list[Json] = field(default_factory=list)
     finish_reason: str | None = None
+
+    def extend(self, later: "Delta") -> None:
+        """Add what came after it."""
+        self.content += later.content
+        self.logprobs += later.logprobs
+        self.tool_events += later.tool_events
+        self.finish_reason = later.finish_reason
 
 
 @dataclass

@@ -13,7 +13,7 @@ from nanoray.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of an engine brought to one request."""
+    """What one step of an engine brought to one request, or a few steps that follow each other."""
 
     outputs: list[TokenOutput]
     replica: str
@@ -22,6 +22,13 @@ class Step:
     """Share of that engine's cache that is in use, 0 to 1."""
     checkpoint: str | None = None
     """Whose weights the engine had, as RUN/stage@step; None where they are of no run."""
+
+    def by_sample(self) -> dict[int, list[TokenOutput]]:
+        """Give the outputs of each sample."""
+        samples: dict[int, list[TokenOutput]] = {}
+        for output in self.outputs:
+            samples.setdefault(output.sample, []).append(output)
+        return samples
 
 
 def no_checkpoint() -> None:

@@ -47,13 +47,15 @@ class ChatAnswer:
         """Give the chunks of a stream."""
         begun: set[int] = set()
         async for _, step in generations.merged():
-            for output in step.outputs:
-                self.usage.count(output)
-                choice = self.choices[output.sample]
-                if output.sample not in begun:
-                    begun.add(output.sample)
-                    yield self._chunk(choice.index, ROLE)
-                for chunk in self._chunks(choice.index, choice.add(output)):
+            for sample, outputs in step.by_sample().items():
+                if sample not in begun:
+                    begun.add(sample)
+                    yield self._chunk(sample, ROLE)
+                delta = Delta()
+                for output in outputs:
+                    self.usage.count(output)
+                    delta.extend(self.choices[sample].add(output))
+                for chunk in self._chunks(sample, delta):
                     yield chunk
         for choice in self.unfinished():
             if choice.index not in begun:

@@ -46,6 +46,8 @@ CHECK_TRIES, CHECK_SECONDS = 2, 2.0
 """With several replicas, one that is stuck must not make the server seem to be."""
 UNLIMITED = 100_000
 """Serve's own limits stand far above ours, whose refusals are in OpenAI's shape."""
+MOST_HANDED_OVER = 300
+"""Per second by one engine, to all streams; each costs it and the door a millisecond or two."""
 ENGINE_NICENESS = 4
 """Of an engine on CPUs, above that of the door, which otherwise waits for it to refuse somebody."""
 
@@ -71,7 +73,8 @@ class ChatModel:
         )
         if device.type == "cpu":
             os.nice(ENGINE_NICENESS)
-        self.engine = EngineThread(Engine(model, self.tokenizer, engine_config))
+        engine = Engine(model, self.tokenizer, engine_config)
+        self.engine = EngineThread(engine, most_per_second=MOST_HANDED_OVER)
         logger.info("serving %s on %s in %s", self.saved.name, device.type, dtype)
         if "@" not in name:
             threading.Thread(target=self._follow, name="follow", daemon=True).start()

@@ -92,16 +92,18 @@ class Watch:
         metrics, now = self.metrics, time.monotonic()
         metrics.observe_engine(self.model, step)
         metrics.generation_tokens.labels(self.model).inc(len(step.outputs))
-        for output in step.outputs:
-            before = self.last.get(output.sample)
+        for sample, outputs in step.by_sample().items():
+            before = self.last.get(sample)
             if before is None:
                 metrics.first_token.labels(self.model).observe(now - self.began)
                 self._move(waiting=-1, running=1)
-            elif before < now:
-                metrics.inter_token.labels(self.model).observe(now - before)
-            self.last[output.sample] = now
-            if output.finish_reason is not None:
-                metrics.success.labels(self.model, output.finish_reason).inc()
+            else:  # tokens that come together share the time since the one before them
+                for _ in outputs:
+                    metrics.inter_token.labels(self.model).observe((now - before) / len(outputs))
+            self.last[sample] = now
+            reason = outputs[-1].finish_reason
+            if reason is not None:
+                metrics.success.labels(self.model, reason).inc()
                 self._move(running=-1)
 
     def end(self) -> None:

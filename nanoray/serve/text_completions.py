@@ -107,9 +107,11 @@ class CompletionAnswer:
         """Give the chunks of a stream."""
         more = {"usage": None} if self.body.include_usage else {}
         async for number, step in generations.merged():
-            for output in step.outputs:
-                choice = self._choice_of(number, output)
-                text = choice.add(output)
+            for outputs in step.by_sample().values():
+                text = ""
+                for output in outputs:
+                    choice = self._choice_of(number, output)
+                    text += choice.add(output)
                 if text or choice.finish_reason or choice.logprobs.tokens:
                     shown = self._shown(choice, text, choice.finish_reason)
                     yield {**self.head, "choices": [shown], **more}

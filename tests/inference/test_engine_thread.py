@@ -102,6 +102,49 @@ def test_an_engine_that_fails_ends_every_stream_and_takes_no_more(thread: Engine
     assert isinstance(thread.failure, AttributeError)
 
 
+async def pieces_of(thread: EngineThread, prompt: list[int]) -> list[list[int]]:
+    return [[output.token for output in each] async for each in thread.generate(prompt, LONG)]
+
+
+def test_tokens_go_together_where_there_is_a_most_per_second(model: GPT) -> None:
+    engine = Engine(model, tiny_tokenizer(247), EngineConfig(max_sequences=8, block_size=4))
+    thread = EngineThread(engine, most_per_second=0.01)
+
+    async def ask_both() -> list[list[list[int]]]:
+        return await asyncio.gather(*(pieces_of(thread, prompt) for prompt in ([1, 2], [3])))
+
+    given = asyncio.run(ask_both())
+    thread.stop()
+
+    assert [[len(piece) for piece in pieces] for pieces in given] == [[1, 59], [1, 59]]
+    alone = [generate(model, prompt, 60, temperature=0) for prompt in ([1, 2], [3])]
+    assert [[*first, *rest] for first, rest in given] == alone
+
+
+def test_what_was_held_back_comes_before_the_failure(model: GPT) -> None:
+    engine = Engine(model, tiny_tokenizer(247), EngineConfig(max_sequences=8, block_size=4))
+    steps: list[float] = []
+
+    def fail_after_ten(seconds: float) -> None:
+        steps.append(seconds)
+        if len(steps) == 10:
+            engine.runner = None  # type: ignore[assignment]
+
+    thread = EngineThread(engine, fail_after_ten, most_per_second=0.01)
+
+    async def ask() -> list[int]:
+        stream = thread.generate([1, 2], LONG)
+        pieces = [await anext(stream), await anext(stream)]
+        with pytest.raises(EngineFailedError):
+            await anext(stream)
+        return [output.token for piece in pieces for output in piece]
+
+    tokens = asyncio.run(ask())
+    thread.stop()
+
+    assert tokens == generate(model, [1, 2], 10, temperature=0)
+
+
 def test_an_idle_thread_shows_that_it_lives(thread: EngineThread) -> None:
     asyncio.run(asyncio.sleep(1.5))
 

@@ -67,9 +67,14 @@ class ServeJob:
 
 def engine_pids(job: ServeJob) -> list[int]:
     """Find the processes of the engines below the job's."""
+    return replica_pids(job, "engine-")
+
+
+def replica_pids(job: ServeJob, deployment: str) -> list[int]:
+    """Find the processes of the replicas of deployments whose names begin so."""
     below = psutil.Process(job.process.pid).children(recursive=True)
     named = [(p.pid, process_title(p)) for p in below]
-    return sorted(pid for pid, name in named if "ServeReplica" in name and ":engine-" in name)
+    return sorted(pid for pid, name in named if "ServeReplica" in name and f":{deployment}" in name)
 
 
 def wait_for_engines(job: ServeJob, count: int) -> None:

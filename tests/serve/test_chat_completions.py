@@ -40,6 +40,9 @@ STEPS = [
 ]
 
 
+TOGETHER = [Step([output for step in STEPS for output in step.outputs], "r", 0.0)]
+
+
 def answer(**fields: Any) -> ChatAnswer:
     async def generate(prompt: list[int], params: object) -> AsyncIterator[Step]:
         yield STEPS[0]
@@ -79,6 +82,27 @@ def test_chunks_begin_each_choice_with_its_role_and_end_it_with_its_reason() -> 
     assert usage["usage"]["total_tokens"] == 8
 
 
+def test_tokens_that_come_together_make_one_chunk_of_each_choice() -> None:
+    async def collect() -> list[dict[str, Any]]:
+        asked = answer(stream=True, stream_options={"include_usage": True})
+        return [chunk async for chunk in asked.events(cast("Generations", Scripted(TOGETHER)))]
+
+    *chunks, usage = asyncio.run(collect())
+
+    told = [(c["choices"][0]["index"], c["choices"][0]["delta"]) for c in chunks]
+    reasons = [c["choices"][0]["finish_reason"] for c in chunks]
+    assert told == [
+        (0, {"role": "assistant", "content": ""}),
+        (0, {"content": "ab"}),
+        (0, {}),
+        (1, {"role": "assistant", "content": ""}),
+        (1, {"content": "xy"}),
+        (1, {}),
+    ]
+    assert reasons == [None, None, "length", None, None, "stop"]
+    assert usage["usage"]["completion_tokens"] == 5
+
+
 def test_a_delta_of_a_tool_call_alone_has_no_text() -> None:
     assert shown(Delta(tool_events=[{"id": "1"}])) == {"tool_events": [{"id": "1"}]}
     assert shown(Delta("a")) == {"content": "a"}
@@ -95,8 +119,7 @@ def test_choices_whose_end_has_not_come_are_cut_off_once() -> None:
     told = [(c["index"], c["delta"].get("content"), c["finish_reason"]) for c in chunks]
     assert told == [
         (0, "", None),
-        (0, "a", None),
-        (0, "b", None),
+        (0, "ab", None),
         (0, None, "length"),
         (1, "", None),
         (1, None, "length"),

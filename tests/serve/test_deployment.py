@@ -20,7 +20,7 @@ from ray.exceptions import RayActorError
 from nanoray.inference.sampling import SamplingParams
 from nanoray.serve import deployment
 from nanoray.serve.backend import Step
-from nanoray.serve.deployment import Door, RemoteEngine, replica_share
+from nanoray.serve.deployment import ENGINE_NICENESS, Door, RemoteEngine, replica_share
 from nanoray.serve.serve_config import ServeConfig
 from nanoray.serve.settings import ApiSettings
 from nanoray.text.tokenizer import Tokenizer
@@ -32,6 +32,7 @@ from tests.serve.serve_job import (
     SKY,
     ServeJob,
     engine_pids,
+    replica_pids,
     served_metric,
     stream,
     wait_for_answers,
@@ -55,6 +56,9 @@ def served(storage: Path) -> Iterator[ServeJob]:
     job.wait_ready()
     yield job
     job.stop()
+
+
+LOWEST_PRIORITY = 19
 
 
 @pytest.mark.cluster
@@ -93,6 +97,15 @@ def test_no_header_steers_the_proxy(served: ServeJob, name: bytes, value: bytes)
 def test_serve_does_not_tell_what_it_serves(served: ServeJob) -> None:
     assert httpx.get(f"{served.url}/-/routes", timeout=60).status_code == 404
     assert httpx.get(f"{served.url}/-/healthz", timeout=60).text == "success"
+
+
+@pytest.mark.cluster
+def test_an_engine_on_cpus_gives_way_to_the_door(served: ServeJob) -> None:
+    (door,) = replica_pids(served, "door")
+
+    engines = {psutil.Process(pid).nice() for pid in engine_pids(served)}
+
+    assert engines == {min(psutil.Process(door).nice() + ENGINE_NICENESS, LOWEST_PRIORITY)}
 
 
 @pytest.mark.cluster

@@ -1,6 +1,7 @@
 """One replica of a model, in this process: its health, and newer weights."""
 
 import asyncio
+import os
 import shutil
 import threading
 import time
@@ -8,12 +9,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from nanoray.serve.deployment import ChatModel
 from nanoray.serve.serve_config import ServeConfig
 from nanoray.storage import RunFolder
 from nanoray.train.checkpoint_name import SavedModel, find_model
 from tests.chat_run import build, save_chat_run, tokenizer
 from tests.saved_model import save_model
+
+
+@pytest.fixture(autouse=True)
+def _keeps_its_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the priority of this process, which a replica would lower, as it is."""
+    monkeypatch.setattr(os, "nice", lambda _: 0)
 
 
 def test_a_replica_whose_engine_is_stuck_or_has_failed_is_not_healthy(tmp_path: Path) -> None:

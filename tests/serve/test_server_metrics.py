@@ -48,6 +48,20 @@ def test_a_request_waits_runs_and_ends() -> None:
     assert last["vllm:kv_cache_usage_perc"] == 0.25
 
 
+def test_tokens_that_come_together_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics, now = ServerMetrics(), time.monotonic()
+
+    watch = metrics.watch("m", 10, 1)
+    watch.observe(step(0))
+    watch.last[0] = now - 8
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    watch.observe(step(0, 0, 0, 0))
+
+    after = values(metrics)
+    assert after["vllm:inter_token_latency_seconds_count"] == 4
+    assert after["vllm:inter_token_latency_seconds_sum"] == pytest.approx(8)
+
+
 def test_a_request_that_is_left_leaves_nothing_behind() -> None:
     metrics = ServerMetrics()
 

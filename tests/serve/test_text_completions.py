@@ -148,6 +148,34 @@ def test_prompts_without_an_end_are_cut_off() -> None:
     assert told == [(0, "length"), (1, "length")]
 
 
+def test_tokens_that_come_together_make_one_chunk_of_each_choice() -> None:
+    texts = [(0, "a", None), (1, "x", None), (0, "b", FinishReason.LENGTH), (1, "y", None)]
+    outputs = [
+        replace(
+            last_output([], scored=False),
+            sample=sample,
+            token=ord(text),
+            text=text,
+            logprobs=known(ord(text)),
+            finish_reason=end,
+        )
+        for sample, text, end in texts
+    ]
+
+    async def collect() -> list[Any]:
+        body = CompletionRequest.model_validate({"prompt": "A", "n": 2, "logprobs": 1})
+        model = ServedModel("m", TOKENIZER, 64, cast("Any", None))
+        answer = CompletionAnswer(body, model, [[BOS, 65]])
+        steps = [(0, Step(outputs, "r", 0.0))]
+        return [chunk async for chunk in answer.events(cast("Generations", Scripted(steps)))]
+
+    choices = [chunk["choices"][0] for chunk in asyncio.run(collect())]
+
+    told = [(c["index"], c["text"], c["finish_reason"]) for c in choices]
+    assert told == [(0, "ab", "length"), (1, "xy", None), (1, "", "length")]
+    assert [c["logprobs"]["tokens"] for c in choices] == [["a", "b"], ["x", "y"], []]
+
+
 @pytest.mark.parametrize("prompt", ["AB", [65, 66]])
 def test_an_echo_without_logprobs_is_text_alone(prompt: Any) -> None:
     echoed = choice(prompt, echo=True)
