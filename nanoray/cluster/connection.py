@@ -30,6 +30,9 @@ SMALL_MACHINE = {
     # few, and ends those that are idle, which soon have to be started again.
     "RAY_worker_maximum_startup_concurrency": "8",
     "RAY_num_workers_soft_limit": "24",
+    # Ray gives workers its last place but four. There is nobody here for whom they should stand
+    # back but each other, and an engine for those who ask it; four are too few for that.
+    "RAY_worker_niceness": "0",
 }
 """Settings for starting Ray on a machine with few CPUs."""
 CONNECT_TIMEOUT_SECONDS = 10

@@ -48,7 +48,7 @@ UNLIMITED = 100_000
 """Serve's own limits stand far above ours, whose refusals are in OpenAI's shape."""
 MOST_HANDED_OVER = 300
 """Per second by one engine, to all streams; each costs it and the door a millisecond or two."""
-ENGINE_NICENESS = 4
+ENGINE_NICENESS = 10
 """Of an engine on CPUs, above that of the door, which otherwise waits for it to refuse somebody."""
 
 

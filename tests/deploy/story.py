@@ -196,7 +196,7 @@ CLIENTS = (
         tells="tokens",
     ),
     Step(
-        "python jobs/bench.py serve --rate 57.8 --num-requests 6939",
+        "python jobs/bench.py serve --rate 90.9 --num-requests 10909",
         "--url {url} --rate 4 --num-requests 6 --warm-up 1",
         tells="tokens",
     ),
