@@ -13,6 +13,6 @@ if __name__ == "__main__":
     model = build()
     model.load_state_dict(torch.load(sys.argv[1]))
     with serve(ApiSettings(), page=True, models={MODEL: model}) as server:
-        server.thread._observe = lambda _: time.sleep(0.05)
+        server.thread._observe = lambda _: time.sleep(0.2)
         print(server.url, flush=True)
         sys.stdin.read()
