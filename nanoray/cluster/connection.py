@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,6 @@ SMALL_MACHINE = {
     # few, and ends those that are idle, which soon have to be started again.
     "RAY_worker_maximum_startup_concurrency": "8",
     "RAY_num_workers_soft_limit": "24",
-    # Ray gives workers its last place but four. There is nobody here for whom they should stand
-    # back but each other, and an engine for those who ask it; four are too few for that.
-    "RAY_worker_niceness": "0",
 }
 """Settings for starting Ray on a machine with few CPUs."""
 CONNECT_TIMEOUT_SECONDS = 10
@@ -50,7 +48,12 @@ def known_address() -> str | None:
     return os.environ.get("RAY_ADDRESS") or started_cluster()
 
 
-def connect(address: str | None = None, *, least_cpus: int = 2) -> None:
+def connect(
+    address: str | None = None,
+    *,
+    least_cpus: int = 2,
+    settings: Mapping[str, str] = SMALL_MACHINE,
+) -> None:
     """Connect to an address, by default to `known_address`, or start a local cluster.
 
     One that is started here is for this machine: it listens on the loopback only.
@@ -58,6 +61,7 @@ def connect(address: str | None = None, *, least_cpus: int = 2) -> None:
     Args:
         address: of the cluster.
         least_cpus: logical ones of a local cluster, whatever the machine has.
+        settings: environment variables of a local cluster, where they are not set.
 
     Raises:
         InputError: nobody answers, or the cluster does not take our token.
@@ -74,7 +78,7 @@ def connect(address: str | None = None, *, least_cpus: int = 2) -> None:
     }  # Any: ray.init's
     address = address or known_address()
     if address is None:
-        for name, value in SMALL_MACHINE.items():
+        for name, value in settings.items():
             os.environ.setdefault(name, value)
         with on_loopback():
             ray.init(

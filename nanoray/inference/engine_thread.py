@@ -3,7 +3,7 @@
 The thread steps the engine as long as it has work. Callers hand it their wishes, which it fulfils
 between two steps; what a step brings goes to the event loop of whoever asked. Each time that
 something is handed over costs the callers, and where they share the engine's processors the engine
-as well, so there is a most per second: when many streams are open, some tokens of each go together.
+as well, so it can be rationed: when many streams are open, some tokens of each go together.
 """
 
 import asyncio
@@ -16,10 +16,12 @@ from collections.abc import AsyncIterator, Callable
 
 from nanoray.inference.engine import Engine
 from nanoray.inference.sampling import SamplingParams
-from nanoray.inference.sequence import TokenOutput
+from nanoray.inference.sequence import FinishReason, TokenOutput
 
 logger = logging.getLogger(__name__)
 
+LONGEST_PAUSE = 0.2
+"""Seconds for which a token is held back at most, however many streams there are."""
 IDLE_SECONDS = 1.0
 """How often an idle thread shows that it lives."""
 
@@ -37,21 +39,25 @@ class Stream:
         self.num_open = num_samples
         self.request: int | None = None
         self._held: list[TokenOutput] = []
-        self._has_ended, self._handed_over = False, -math.inf
+        self._begun: set[int] = set()
+        self._is_urgent, self._handed_over = False, -math.inf
 
     def hold(self, output: TokenOutput) -> None:
         """Keep an output for the next time that something is handed over."""
+        if output.finish_reason is FinishReason.ERROR:
+            self.hand_over(time.monotonic(), 0.0)  # it ends the answer, and not what is before it
         self._held.append(output)
-        self._has_ended |= output.finish_reason is not None
+        self._is_urgent |= output.finish_reason is not None or output.sample not in self._begun
+        self._begun.add(output.sample)
 
     def hand_over(self, now: float, pause: float) -> None:
         """Hand over what is held, unless the last time is less than `pause` seconds ago.
 
-        The first token does not wait, nor does the end of a sample.
+        The first token of a sample does not wait, nor does its end.
         """
-        if self._held and (self._has_ended or now - self._handed_over >= pause):
+        if self._held and (self._is_urgent or now - self._handed_over >= pause):
             self.put(self._held)
-            self._held, self._has_ended, self._handed_over = [], False, now
+            self._held, self._is_urgent, self._handed_over = [], False, now
 
     def put(self, item: "list[TokenOutput] | Exception") -> None:
         """Hand something over, from the engine's thread."""
@@ -68,16 +74,17 @@ class EngineThread:
         self,
         engine: Engine,
         observe: Callable[[float], None] = lambda _: None,
-        most_per_second: float = math.inf,
+        rate: float = math.inf,
     ) -> None:
         """Start the thread.
 
         Args:
             engine: used by no one else from here on.
             observe: called after each step, in the thread, with the step's seconds.
-            most_per_second: how often something is handed over, to all streams together.
+            rate: how often per second something is handed over, to all requests together; the
+                first token of an answer and its end come besides.
         """
-        self.engine, self._observe, self._most_per_second = engine, observe, most_per_second
+        self.engine, self._observe, self._rate = engine, observe, rate
         self._wishes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._streams: dict[int, Stream] = {}
         self._stopping = False
@@ -191,7 +198,7 @@ class EngineThread:
         requests = {output.request for output in outputs}
         for output in outputs:
             self._streams[output.request].hold(output)
-        now, pause = time.monotonic(), len(requests) / self._most_per_second
+        now, pause = time.monotonic(), min(len(requests) / self._rate, LONGEST_PAUSE)
         for stream in self._streams.values():
             stream.hand_over(now, pause)
         for request in requests:

@@ -37,6 +37,12 @@ DOOR_SECONDS = 10.0
 """How long the server may take to say how many they are."""
 FORCED = {"RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1"}
 """An engine that is stuck will not end its answers, however long it may take for them."""
+SERVER = {**connection.SMALL_MACHINE, "RAY_worker_niceness": "0"}
+"""Settings for starting Ray on a machine that serves.
+
+Ray gives its workers the last priority but four: too near the end for an engine to stand behind
+those who ask it, and no better than that of a run which trains beside it.
+"""
 LAUNCHER = uuid.uuid4().hex
 """Names this process to the server, which does not end for it once another has started it anew."""
 CONTROLLER = {"runtime_env": {"env_vars": {**FORCED, **proxy_headers.SETTINGS}}}
@@ -128,7 +134,7 @@ def launch(config: ServeConfig) -> None:
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)  # it tells of each step of its own
     outlives_us = connection.known_address() is not None
-    connection.connect()
+    connection.connect(settings=SERVER)
     application = prepare(config)
     listen(config)
     # What runs takes the place of what was there, whose end must not end it too.

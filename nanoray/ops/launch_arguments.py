@@ -12,7 +12,7 @@ from ray import serve
 
 from nanoray.cluster import connection
 from nanoray.config import InputError
-from nanoray.ops.launch import addresses, listen, prepare
+from nanoray.ops.launch import SERVER, addresses, listen, prepare
 from nanoray.serve.serve_config import ServeConfig
 
 PREFIX = "NANORAY_"
@@ -28,7 +28,7 @@ def application(arguments: dict[str, str]) -> serve.Application:
     if ray.is_initialized():  # as where a RayService builds it, whose ports are its own
         return prepare(config)
     connects_itself = connection.known_address() is not None
-    connection.connect()
+    connection.connect(settings=SERVER)
     try:
         application = prepare(config)
         listen(config)

@@ -46,10 +46,13 @@ CHECK_TRIES, CHECK_SECONDS = 2, 2.0
 """With several replicas, one that is stuck must not make the server seem to be."""
 UNLIMITED = 100_000
 """Serve's own limits stand far above ours, whose refusals are in OpenAI's shape."""
-MOST_HANDED_OVER = 300
-"""Per second by one engine, to all streams; each costs it and the door a millisecond or two."""
+HANDED_OVER_PER_SECOND = 300
+"""By one engine to all requests; each time costs it and the door a millisecond or two."""
 ENGINE_NICENESS = 10
-"""Of an engine on CPUs, above that of the door, which otherwise waits for it to refuse somebody."""
+"""Of an engine's threads on CPUs: the door otherwise waits for them when it is to refuse somebody.
+
+Linux gives a thread its own, which those that it starts inherit: the engine's, and torch's.
+"""
 
 
 class ChatModel:
@@ -74,7 +77,7 @@ class ChatModel:
         if device.type == "cpu":
             os.nice(ENGINE_NICENESS)
         engine = Engine(model, self.tokenizer, engine_config)
-        self.engine = EngineThread(engine, most_per_second=MOST_HANDED_OVER)
+        self.engine = EngineThread(engine, rate=HANDED_OVER_PER_SECOND)
         logger.info("serving %s on %s in %s", self.saved.name, device.type, dtype)
         if "@" not in name:
             threading.Thread(target=self._follow, name="follow", daemon=True).start()

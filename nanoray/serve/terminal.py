@@ -85,7 +85,10 @@ class Chat:
         try:
             async for answer in self.client.answer({**self.settings, "messages": system + asked}):
                 for event in answer.tool_events[num_events:]:
+                    before = answer.content[printed : event["offset"]]
+                    self.console.print(escape(before), end="", highlight=False)
                     self.console.print(f"[dim]{escape(told(event))}[/dim]", end="")
+                    printed = max(printed, event["offset"])
                 self.console.print(escape(answer.content[printed:]), end="", highlight=False)
                 printed, num_events = len(answer.content), len(answer.tool_events)
         finally:

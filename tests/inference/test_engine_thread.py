@@ -1,15 +1,20 @@
 """The engine's thread, asked by many coroutines at once."""
 
 import asyncio
+import math
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
 from nanoray.config import InputError
+from nanoray.inference import engine_thread
 from nanoray.inference.engine import Engine, EngineConfig
-from nanoray.inference.engine_thread import EngineFailedError, EngineThread
+from nanoray.inference.engine_thread import LONGEST_PAUSE, EngineFailedError, EngineThread
 from nanoray.inference.sampling import SamplingParams
+from nanoray.inference.sequence import FinishReason
 from nanoray.model.generate import generate
 from nanoray.model.gpt import GPT
 from tests.support import tiny_gpt, tiny_tokenizer
@@ -106,9 +111,19 @@ async def pieces_of(thread: EngineThread, prompt: list[int]) -> list[list[int]]:
     return [[output.token for output in each] async for each in thread.generate(prompt, LONG)]
 
 
-def test_tokens_go_together_where_there_is_a_most_per_second(model: GPT) -> None:
+def rationed(model: GPT, observe: Callable[[float], None] = lambda _: None) -> EngineThread:
     engine = Engine(model, tiny_tokenizer(247), EngineConfig(max_sequences=8, block_size=4))
-    thread = EngineThread(engine, most_per_second=0.01)
+    return EngineThread(engine, observe, rate=0.01)
+
+
+@pytest.fixture
+def _no_longest_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_thread, "LONGEST_PAUSE", math.inf)
+
+
+@pytest.mark.usefixtures("_no_longest_pause")
+def test_tokens_go_together_where_handing_over_is_rationed(model: GPT) -> None:
+    thread = rationed(model)
 
     async def ask_both() -> list[list[list[int]]]:
         return await asyncio.gather(*(pieces_of(thread, prompt) for prompt in ([1, 2], [3])))
@@ -121,28 +136,79 @@ def test_tokens_go_together_where_there_is_a_most_per_second(model: GPT) -> None
     assert [[*first, *rest] for first, rest in given] == alone
 
 
+def test_no_token_is_held_back_for_long(model: GPT) -> None:
+    thread = rationed(model, lambda _: time.sleep(0.05))
+
+    lengths = [len(piece) for piece in asyncio.run(pieces_of(thread, [1, 2]))]
+    thread.stop()
+
+    assert lengths[0] == 1
+    assert sum(lengths) == 60
+    assert max(lengths) <= LONGEST_PAUSE / 0.05 + 1
+
+
+@pytest.mark.usefixtures("_no_longest_pause")
+def test_the_first_token_of_each_sample_does_not_wait(model: GPT) -> None:
+    thread = rationed(model)
+    params = SamplingParams(max_tokens=60, ignore_eos=True, num_samples=3, seed=1)
+
+    async def samples_of() -> list[list[int]]:
+        pieces = thread.generate([1, 2], params)
+        return [[output.sample for output in piece] async for piece in pieces]
+
+    pieces = asyncio.run(samples_of())
+    thread.stop()
+
+    assert pieces[0] == [0]
+    first = [next(piece for piece in pieces if sample in piece) for sample in (1, 2)]
+    assert all(len(piece) <= 3 for piece in first)
+    assert sum(map(len, pieces)) == 180
+
+
+@pytest.mark.usefixtures("_no_longest_pause")
 def test_what_was_held_back_comes_before_the_failure(model: GPT) -> None:
-    engine = Engine(model, tiny_tokenizer(247), EngineConfig(max_sequences=8, block_size=4))
     steps: list[float] = []
 
     def fail_after_ten(seconds: float) -> None:
         steps.append(seconds)
         if len(steps) == 10:
-            engine.runner = None  # type: ignore[assignment]
+            failing.engine.runner = None  # type: ignore[assignment]
 
-    thread = EngineThread(engine, fail_after_ten, most_per_second=0.01)
+    failing = rationed(model, fail_after_ten)
 
     async def ask() -> list[int]:
-        stream = thread.generate([1, 2], LONG)
+        stream = failing.generate([1, 2], LONG)
         pieces = [await anext(stream), await anext(stream)]
         with pytest.raises(EngineFailedError):
             await anext(stream)
         return [output.token for piece in pieces for output in piece]
 
     tokens = asyncio.run(ask())
-    thread.stop()
+    failing.stop()
 
     assert tokens == generate(model, [1, 2], 10, temperature=0)
+
+
+@pytest.mark.usefixtures("_no_longest_pause")
+def test_an_answer_that_ends_by_an_error_keeps_what_is_before_it() -> None:
+    model, steps = tiny_gpt(), []
+
+    def spoil_after_ten(seconds: float) -> None:
+        steps.append(seconds)
+        if len(steps) == 10:
+            with torch.no_grad():
+                model.unembedding.weight.fill_(math.nan)
+
+    thread = rationed(model, spoil_after_ten)
+
+    async def reasons_of() -> list[list[FinishReason | None]]:
+        pieces = thread.generate([1, 2], LONG)
+        return [[output.finish_reason for output in piece] async for piece in pieces]
+
+    pieces = asyncio.run(reasons_of())
+    thread.stop()
+
+    assert pieces == [[None], [None] * 9, [FinishReason.ERROR]]
 
 
 def test_an_idle_thread_shows_that_it_lives(thread: EngineThread) -> None:

@@ -59,9 +59,16 @@ def test_an_answer_that_is_cut_off_in_a_call_is_kept_as_what_it_is(server: Local
     assert "8" in kept
 
 
-def test_an_answer_that_is_a_call_alone_is_kept() -> None:
-    event = {"id": "a", "input": "1+1", "output": "2", "offset": 0, "status": "done"}
-    choice = {"delta": {"tool_events": [event]}, "finish_reason": "length"}
+@pytest.mark.parametrize(
+    ("content", "offset", "shown"),
+    [("", 0, "[1+1 = 2]\n"), ("Let me see. It is 2.", 12, "Let me see. [1+1 = 2]It is 2.\n")],
+)
+def test_a_call_is_shown_where_it_happened_though_all_comes_at_once(
+    content: str, offset: int, shown: str
+) -> None:
+    event = {"id": "a", "input": "1+1", "output": "2", "offset": offset, "status": "done"}
+    delta = {"content": content, "tool_events": [event]}
+    choice = {"delta": delta, "finish_reason": "length"}
 
     class OneCall(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -76,8 +83,8 @@ def test_an_answer_that_is_a_call_alone_is_kept() -> None:
         chat, text = make_chat(url)
         asyncio.run(chat.ask("one and one?"))
 
-    assert text.getvalue() == "[1+1 = 2]\n"
-    assert chat.messages[1] == {"role": "assistant", "content": "", "tool_events": [event]}
+    assert text.getvalue() == shown
+    assert chat.messages[1] == {"role": "assistant", "content": content, "tool_events": [event]}
 
 
 def test_a_question_without_answer_is_not_kept() -> None:
