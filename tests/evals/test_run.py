@@ -71,6 +71,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> CheckpointSource:
 @pytest.fixture
 def driver(ray_cluster: Cluster) -> Iterator[Cluster]:
     with connected(ray_cluster, PYTHONPATH=str(Path(__file__).parents[2])):
+        wait_for_their_end(ray_cluster)
         yield ray_cluster
 
 
@@ -82,6 +83,13 @@ def examiners(cluster: Cluster) -> list[psutil.Process]:
     """Find the processes of the actors."""
     everyone = psutil.Process(cluster.holder.pid).children(recursive=True)
     return [p for p in everyone if process_title(p).startswith("ray::Examiner")]
+
+
+def wait_for_their_end(cluster: Cluster) -> None:
+    deadline = time.monotonic() + 20
+    while examiners(cluster):
+        assert time.monotonic() < deadline, "actors are left"
+        time.sleep(0.1)
 
 
 def test_grades_do_not_depend_on_crew_and_batch(driver: Cluster, source: CheckpointSource) -> None:
@@ -132,10 +140,7 @@ def test_wrong_input_that_an_actor_finds_is_raised_as_such(
     lost = CheckpointSource(source.storage, "r/pretrain@99", "float32")
     with pytest.raises(InputError, match="has no checkpoint of step 99"):
         take_exams(lost, [SlowExam()], crew(1))
-    deadline = time.monotonic() + 20
-    while examiners(driver):
-        assert time.monotonic() < deadline, "actors are left"
-        time.sleep(0.1)
+    wait_for_their_end(driver)
 
 
 def test_an_actor_without_room_takes_nothing_from_the_others(
