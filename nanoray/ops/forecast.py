@@ -50,7 +50,7 @@ class ForecastConfig:
     dollars_per_gpu_hour: float | None = None
     """Price; by default that of the kind of GPU (nanoray/prices.py)."""
     num_workers: int | None = None
-    """Training processes; by default 8 on GPUs, on CPUs as the trials had."""
+    """Training processes; by default 8 on GPUs, on CPUs as the trials had, and no more than rows."""
     device_batch_size: int | None = None
     """Rows per forward pass of a worker, for the memory; by default what 80 GB hold."""
     total_batch_tokens: int | None = None
@@ -104,14 +104,18 @@ def forecast(config: ForecastConfig) -> str:
         max_seq_len=config.max_seq_len,
         head_dim=config.head_dim,
     )
+    asked = asked_run(config, trials)
+    assert asked.total_batch_tokens, "by the trials"
+    assert asked.max_seq_len, "by the trials"
     machine = choose_machine(
         trials.used,
         gpu=config.gpu,
         mfu=config.mfu,
         dollars_per_gpu_hour=config.dollars_per_gpu_hour,
         num_workers=config.num_workers,
+        most_workers=max(1, asked.total_batch_tokens // asked.max_seq_len),
     )
-    run = run_facts(asked_run(config, trials), machine)
+    run = run_facts(asked, machine)
     basis = stand_on(trials, run["depth"], str(folder), config.interval)
     facts = gather(basis, run, machine, budgets_of(config, run["total_flops"], machine))
     made = time.time()

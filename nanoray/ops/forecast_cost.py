@@ -72,8 +72,17 @@ def choose_machine(
     mfu: float | None,
     dollars_per_gpu_hour: float | None,
     num_workers: int | None,
+    most_workers: int,
 ) -> Machine:
     """Take the GPU that was named, or what the deepest trials ran on, at the speed they had.
+
+    Args:
+        trials: of the sweep.
+        gpu: the kind that was asked for.
+        mfu: model FLOPs utilization, where it is not to be that of the trials.
+        dollars_per_gpu_hour: where it is not to be that of the table.
+        num_workers: as asked for; otherwise those of a node, or what the trials had on CPUs.
+        most_workers: how many rows a step has; with more workers one would have none.
 
     Raises:
         InputError: a GPU whose speed is not known.
@@ -87,7 +96,8 @@ def choose_machine(
     if gpu is not None and peak is None:
         raise InputError(f"--gpu {gpu} is not in the table. Give h100, h200, a100, b200, l40s ...")
     own = [row for row in trials if is_same_device(row.device, device)]
-    workers = num_workers or (GPUS_PER_NODE if device != CPU else own[-1].num_workers)
+    usual = GPUS_PER_NODE if device != CPU else own[-1].num_workers
+    workers = num_workers or min(usual, most_workers)
     price = None if device == CPU else dollars_per_hour(dollars_per_gpu_hour, device)
     speed = None if mfu is not None else measured_speed(own)
     if speed is not None:

@@ -135,7 +135,7 @@ STORY = (
         "--eval-bundle {bundle}",
         tells="CORE",
     ),
-    Step("python jobs/sweep.py --compare small idea", tells="multiplier"),
+    Step("python jobs/sweep.py --compare small idea", tells="times the compute of"),
     Step("python jobs/forecast.py small --depth 34 --ratio 40 --gpu h100", tells="cost"),
     Step("python jobs/bench.py train --depth 12", BENCH, tells="tokens"),
     Step(

@@ -21,7 +21,8 @@ D34 = PretrainConfig(depth=34, tokens_per_param=40, device_batch_size=4)
 
 def machine(rows: list[TrialRow], **asked: object) -> Machine:
     """Choose the machine with some flags given."""
-    flags = {"gpu": None, "mfu": None, "dollars_per_gpu_hour": 3.0, "num_workers": None, **asked}
+    usual = {"gpu": None, "mfu": None, "dollars_per_gpu_hour": 3.0, "num_workers": None}
+    flags = {**usual, "most_workers": 256, **asked}
     return choose_machine(rows, **flags)  # type: ignore[arg-type]  # of many types
 
 
@@ -40,6 +41,13 @@ def test_d34_takes_what_the_plan_says_and_what_was_published() -> None:
     dollars = chosen.dollars(facts["total_flops"])
     assert dollars is not None
     assert dollars.value == pytest.approx(planned["dollars"])
+
+
+def test_no_more_gpus_are_taken_than_a_step_has_rows_unless_they_were_asked_for() -> None:
+    rows = trials([4], ratios=[5])
+
+    assert machine(rows, gpu="h100", most_workers=2).num_workers == 2
+    assert machine(rows, gpu="h100", most_workers=2, num_workers=8).num_workers == 8
 
 
 def test_gpus_of_the_sweep_keep_the_speed_that_they_had() -> None:

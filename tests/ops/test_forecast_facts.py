@@ -21,7 +21,12 @@ def facts_of(rows: list[TrialRow], depth: int, ratio: float) -> tuple[Facts, Bas
     """Make the facts of a forecast from a sweep on CPUs."""
     chosen = choose_trials(rows, "s")
     machine = choose_machine(
-        chosen.used, gpu=None, mfu=None, dollars_per_gpu_hour=3.0, num_workers=None
+        chosen.used,
+        gpu=None,
+        mfu=None,
+        dollars_per_gpu_hour=3.0,
+        num_workers=None,
+        most_workers=32,
     )
     asked = PretrainConfig(
         depth=depth,
