@@ -191,6 +191,7 @@ class RunConfig:
                 f"--save-every-minutes {self.save_every_minutes:g} is no time. Give 0.5, 10, ..."
             )
         worker_range(self.num_workers)
+        require_money(self.max_cost)
         for value in vars(self).values():
             require_no_secret(str(value))
 
@@ -217,6 +218,12 @@ def require_between(name: str, value: float, most: float) -> None:
     if not 0 <= value <= most or value == math.inf:
         allowed = "Give 0 or more." if most == math.inf else f"Give a number from 0 to {most}."
         raise InputError(f"{flag(name)} {value} does not work. {allowed}")
+
+
+def require_money(max_cost: float | None) -> None:
+    """Raise an `InputError` for a limit that nothing can be done below."""
+    if max_cost == 0:
+        raise InputError("--max-cost 0 pays for nothing. Give the dollars that it may cost.")
 
 
 def require_no_secret(address: str) -> None:

@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from fsspec import AbstractFileSystem
@@ -37,9 +37,21 @@ class StepLog:
     with a later one. Only `flush` insists, and with it the commit of a checkpoint.
     """
 
-    def __init__(self, fs: AbstractFileSystem, path: str, *, last_step: int) -> None:
-        """Open the log and drop every line after `last_step`, and any line that is not whole."""
-        self.fs, self.path = fs, path
+    def __init__(
+        self,
+        fs: AbstractFileSystem,
+        path: str,
+        *,
+        last_step: int,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Open the log and drop every line after `last_step`, and any line that is not whole.
+
+        `check` raises an error where the log belongs to somebody else by now; it is asked before
+        the file is written anew, which would take from the other what he has written.
+        """
+        self.fs, self.path, self.check = fs, path, check
+        check()
         self.lines = [
             line for line in read_lines(fs, path) if json.loads(line)["step"] <= last_step
         ]
@@ -102,6 +114,7 @@ class StepLog:
         """Write all that is not in the file yet; an object is written anew as a whole."""
         if self.file is None:
             self.uploaded = time.monotonic()
+            self.check()
             write_file(self.fs, self.path, "".join(line + "\n" for line in self.lines).encode())
             self.unwritten = b""
         if self.file is not None and self.good_bytes < self.file_bytes:
@@ -172,9 +185,21 @@ class MetricsLogger:
     """Writes down what rank 0 has to say of each step; on other ranks it does nothing."""
 
     def __init__(
-        self, folder: StageFolder | None, *, last_step: int, wandb: WandbRun | None = None
+        self,
+        folder: StageFolder | None,
+        *,
+        last_step: int,
+        wandb: WandbRun | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Open a stage's logs, cut back to `last_step`; `folder` is None on other ranks."""
+        """Open a stage's logs, cut back to `last_step`.
+
+        Args:
+            folder: the stage's; None on other ranks than 0.
+            last_step: what stands behind it is dropped.
+            wandb: to whom each step is told too.
+            check: raises an error where another group has the run.
+        """
         self.last: dict[str, Any] = {}  # Any: JSON
         self.restored_last: dict[str, Any] = {}  # Any: JSON
         self.wandb = wandb
@@ -183,7 +208,8 @@ class MetricsLogger:
             names = ("metrics.jsonl", "ledger.jsonl")
             folder.fs.makedirs(folder.path(), exist_ok=True)
             self.logs = [
-                StepLog(folder.fs, folder.path(name), last_step=last_step) for name in names
+                StepLog(folder.fs, folder.path(name), last_step=last_step, check=check)
+                for name in names
             ]
             self.last = self.restored_last = self.logs[0].last()
 

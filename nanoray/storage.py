@@ -256,12 +256,28 @@ class RunFolder:
         self.check_attempt(attempt)
         write_json(self.fs, self.path("run.json"), {**self.read_state(), "start_step": step})
 
-    def check_attempt(self, attempt: int) -> None:
-        """Raise a `RunReplacedError` if there is a newer attempt than this one."""
+    def check_attempt(self, attempt: int, driver: str | None = None) -> None:
+        """Raise an error unless an attempt may still write.
+
+        Args:
+            attempt: its number.
+            driver: who began it, where the caller knows: two that begin at the same moment may take
+                the same number, and one of them has it.
+
+        Raises:
+            RunReplacedError: there is a newer one, or this is another's.
+            OSError: none so new was begun here, so this is not where the run is: the folder below
+                a mount that has gone, or one of another machine.
+        """
         state = self.read_state()
-        newest = int(state.get("attempt", 0))
-        if newest > attempt:
-            raise RunReplacedError(str(self), attempt, newest, state.get("driver", ""))
+        newest, owner = int(state.get("attempt", 0)), state.get("driver", "")
+        if newest > attempt or (newest == attempt and driver and owner != driver):
+            raise RunReplacedError(str(self), attempt, newest, owner)
+        if newest < attempt:
+            raise OSError(
+                f"it has no attempt {attempt} there, only {newest}: it is not the storage in which "
+                "the run began, as all machines must have it"
+            )
 
     def mark_done(self, stage: str) -> None:
         """Record that a stage is finished."""

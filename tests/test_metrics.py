@@ -10,6 +10,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from nanoray import metrics
+from nanoray.config import RunReplacedError
 from nanoray.metrics import MetricsLogger, StepLog, read_metrics
 from nanoray.storage import RunFolder, StageFolder, open_location
 
@@ -157,6 +158,30 @@ def test_each_line_is_in_the_file_before_it_is_flushed(tmp_path: Path) -> None:
     log.close()
 
     assert (appended, amended) == ([1], [{"step": 1, "value": 2}])
+
+
+def test_a_log_that_is_another_groups_is_not_written_anew(
+    folder: StageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = log_of(folder)
+    first.append({"step": 1})
+    first.flush()
+    replaced = RunReplacedError("r", 1, 2, "another")
+
+    def refuse() -> None:
+        raise replaced
+
+    with pytest.raises(RunReplacedError):
+        StepLog(folder.fs, folder.path("log.jsonl"), last_step=0, check=refuse)
+
+    assert steps_in(folder.fs, folder.path("log.jsonl")) == [1]
+    monkeypatch.setattr(first, "check", refuse)
+    monkeypatch.setattr(metrics, "UPLOAD_SECONDS", 0.0)
+    if first.file is None:
+        with pytest.raises(RunReplacedError):
+            first.append({"step": 2})
+        assert steps_in(folder.fs, folder.path("log.jsonl")) == [1]
+    first.close()
 
 
 def test_an_object_store_gets_the_log_anew_when_its_time_has_come(

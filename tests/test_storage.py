@@ -208,6 +208,25 @@ def test_a_driver_takes_a_run_over_and_does_not_take_it_back(storage: str) -> No
     assert run.begin_attempt("pretrain", "process 2 on b", after=3) == 4
 
 
+def test_of_two_drivers_that_take_the_same_number_one_has_the_run(storage: str) -> None:
+    run = RunFolder(storage, "demo")
+    ours = run.begin_attempt("pretrain", "process 1 on a")
+    state = run.read_state()
+    write_json(run.fs, run.path("run.json"), {**state, "driver": "process 2 on b"})
+
+    run.check_attempt(ours, "process 2 on b")
+    with pytest.raises(RunReplacedError, match="process 2 on b"):
+        run.check_attempt(ours, "process 1 on a")
+
+
+def test_storage_that_knows_no_attempt_so_new_is_not_that_of_the_run(storage: str) -> None:
+    run = RunFolder(storage, "demo")
+    run.begin_attempt("pretrain")
+
+    with pytest.raises(OSError, match="it has no attempt 2 there, only 1"):
+        run.check_attempt(2)
+
+
 def test_stages_are_done_once_and_can_begin_anew(storage: str) -> None:
     run = RunFolder(storage, "demo")
     for stage in ("pretrain", "sft", "pretrain"):

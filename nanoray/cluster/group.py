@@ -37,7 +37,13 @@ from nanoray.cluster.monitor import Pulse, Start, forward_logs, start_monitor
 from nanoray.cluster.network import NodeNetworkConfig
 from nanoray.cluster.pending import Pending
 from nanoray.cluster.placement import packing
-from nanoray.cluster.recovery import Decision, Failure, RetryBudget, describe_failure
+from nanoray.cluster.recovery import (
+    Decision,
+    Failure,
+    RetryBudget,
+    describe_failure,
+    raised_there,
+)
 from nanoray.cluster.reservations import TRAIN_PREFIX, Reservations, refresh
 from nanoray.cluster.turns import Turn
 from nanoray.cluster.watch import watch
@@ -88,10 +94,13 @@ class RayWorld:
 
     def wish(self) -> Wish:
         """Say on rank 0 what the driver asks the group to do; nothing elsewhere."""
-        if self.rank == 0 and self._pulse.must_save:
+        if self.rank != 0:
+            return Wish.NONE
+        self._pulse.listen()
+        if self._pulse.must_save:
             self._pulse.must_save = False
             return Wish.SAVE
-        return self._pulse.wish if self.rank == 0 else Wish.NONE
+        return self._pulse.wish
 
 
 @dataclass(frozen=True)
@@ -302,8 +311,9 @@ def _worker_function(group: Group, monitor: Actor) -> Callable[[], object]:
         except Exception as error:
             failure, attempt = describe_failure(error, world.rank), world.start.attempt
             ray.get(monitor.fail.remote(attempt, failure, first_hand=True))
-            if isinstance(error, InputError | RunReplacedError):
-                ray.get(monitor.finish.remote(attempt, error))
+            final = raised_there(error)
+            if isinstance(final, InputError | RunReplacedError):
+                ray.get(monitor.finish.remote(attempt, final))
             raise
         ray.get(monitor.leave.remote(world.start.attempt, world.rank))
         return result
@@ -326,7 +336,8 @@ class Starts:
             ray.get(self.monitor.begin_attempt.remote(self.attempt))
             step, dataset = self.group.begin(self.attempt)
             rows = ray.get(self.monitor.rows.remote(self.group.device_batch_size))
-            ray.get(self.monitor.begin_group.remote(Start(self.attempt, step, rows)))
+            start = Start(self.attempt, step, rows, self.driver)
+            ray.get(self.monitor.begin_group.remote(start))
             return dataset
 
 

@@ -32,6 +32,8 @@ class Start:
     step: int
     device_batch_size: int
     """Rows per forward pass."""
+    driver: str | None = None
+    """Who begins it."""
 
 
 @dataclass
@@ -289,18 +291,18 @@ class Pulse:
         self.last = now
         who = (self.attempt, self.rank, self.pid, self.born, self.node)
         beat = Beat(*who, doing, 0.0, self.is_training)
-        for wish in self._take_answers():
-            self.must_save |= wish is Wish.SAVE
-            self.wish = Wish.NONE if wish is Wish.SAVE else wish
+        self.listen()
         self._answers.append(self.monitor.beat.remote(beat))
 
-    def _take_answers(self) -> list[Wish]:
-        """Give the answers that have come to earlier signs of life."""
+    def listen(self) -> None:
+        """Take the answers that have come to earlier signs of life."""
         if not self._answers:
-            return []
+            return
         come, self._answers = ray.wait(self._answers, num_returns=len(self._answers), timeout=0)
         wishes: list[Wish] = ray.get(come)
-        return wishes
+        for wish in wishes:
+            self.must_save |= wish is Wish.SAVE
+            self.wish = Wish.NONE if wish is Wish.SAVE else wish
 
 
 class MonitorHandler(logging.Handler):

@@ -6,6 +6,7 @@ GPU hours for nothing.
 """
 
 import enum
+import errno
 import sysconfig
 import traceback
 from collections import Counter
@@ -77,11 +78,7 @@ class Decision:
 
 def describe_failure(error: BaseException, rank: int) -> Failure:
     """Classify an exception; called where it was raised, its traceback is told too."""
-    while type(error).__name__.startswith("RayTaskError"):  # of a reader: what it raised there
-        cause = getattr(error, "cause", None)
-        if not isinstance(cause, BaseException):
-            break
-        error = cause
+    error = raised_there(error)
     text = f"{type(error).__name__}: {error}".strip()
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)]
@@ -90,6 +87,16 @@ def describe_failure(error: BaseException, rank: int) -> Failure:
     summary = (text.splitlines() or [""])[0] + where
     place = f"{type(error).__name__}{where}" if own else ""
     return Failure(find_cause(error), rank, summary, details, place)
+
+
+def raised_there(error: BaseException) -> BaseException:
+    """Give what a reader raised in its own process, of what Ray raises here."""
+    while type(error).__name__.startswith("RayTaskError"):
+        cause = getattr(error, "cause", None)
+        if not isinstance(cause, BaseException):
+            break
+        error = cause
+    return error
 
 
 def find_cause(error: BaseException) -> Cause:
@@ -114,10 +121,11 @@ def find_cause(error: BaseException) -> Cause:
         return Cause.OUTAGE
     if isinstance(error, InputError):
         return Cause.INPUT
+    no_memory = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    if no_memory or "OutOfMemoryError" in names or isinstance(error, MemoryError):
+        return Cause.MEMORY
     if is_outage(error) and not isinstance(error, ConnectionError):
         return Cause.STORAGE
-    if "OutOfMemoryError" in names or isinstance(error, MemoryError):
-        return Cause.MEMORY
     if is_of_a_gpu(names, text):
         return Cause.LOST
     lost = names & {"RayError", "RayTrainError", "DistError", "DistBackendError", "ConnectionError"}

@@ -7,6 +7,7 @@ falls silent, and all ranks with it.
 import contextlib
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,14 @@ from nanoray.cluster.inspection import process_stack
 from nanoray.cluster.monitor import Beat
 from nanoray.cluster.recovery import Cause, Failure
 from nanoray.data.feed import Actor
+from nanoray.data.plan import WAITING_FOR_DATA
 
 logger = logging.getLogger(__name__)
 
 START_SECONDS = 1800.0
-"""A start may be silent for this long: weights are read, and the model is compiled."""
+"""By how much longer a start may be silent: weights are read, and the model is compiled. And ranks
+that wait for one whose data do not come, which is as long as its reader is patient."""
+MOST_AT_ONCE = 16
 CHECK_SECONDS = 4.0
 CLOCK_SECONDS = 60.0
 """By how much a process may seem younger than it is: `psutil` adds the time since the machine's
@@ -47,7 +51,7 @@ class Watchdog:
 
     def __init__(self, monitor: Actor, hang_seconds: float) -> None:
         self.monitor, self.hang_seconds = monitor, hang_seconds
-        self.checked = 0.0
+        self.checked = self.looked = 0.0
         self.to_kill: list[Beat] = []
         """Of ranks that were found stuck, on nodes that did not answer."""
 
@@ -61,12 +65,34 @@ class Watchdog:
             attempt = start.attempt if start else 0
             self.to_kill = kill_workers([b for b in self.to_kill if b.attempt == attempt])
         beats: list[Beat] = ray.get(self.monitor.watched.remote())
-        if any(beat.age_seconds > self._patience(beat) for beat in beats):
+        patience = self.patience_with(beats)
+        if any(beat.age_seconds > patience[beat.rank] for beat in beats) or self._finds_one(beats):
             self._heal(beats)
 
-    def _patience(self, beat: Beat) -> float:
-        """Say how long a rank may be silent."""
-        return self.hang_seconds if beat.is_training else max(self.hang_seconds, START_SECONDS)
+    def patience_with(self, beats: list[Beat]) -> dict[int, float]:
+        """Say how long each rank may be silent.
+
+        A rank whose data do not come says so, and the others wait for it in a collective, silently.
+        """
+        is_fed = not any(
+            beat.doing == WAITING_FOR_DATA and beat.age_seconds < self.hang_seconds
+            for beat in beats
+        )
+        return {
+            beat.rank: self.hang_seconds
+            if beat.is_training and is_fed
+            else self.hang_seconds + START_SECONDS
+            for beat in beats
+        }
+
+    def _finds_one(self, beats: list[Beat]) -> bool:
+        """Look for a rank that is stopped among those that may be silent for longer."""
+        silent = [beat for beat in beats if beat.age_seconds > self.hang_seconds]
+        if not silent or time.monotonic() - self.looked < self.hang_seconds / 4:
+            return False
+        self.looked = time.monotonic()
+        found = on_each_node(silent, read_statuses, [beat.pid for beat in silent])
+        return psutil.STATUS_STOPPED in found
 
     def _heal(self, beats: list[Beat]) -> None:
         """Write down where every rank stands, and kill those that are stuck."""
@@ -96,11 +122,26 @@ class Watchdog:
 
 def inspect_group(beats: list[Beat]) -> list[Inspection]:
     """Look at each rank's process on its node."""
-    found: list[Inspection] = []
-    for node in sorted({beat.node for beat in beats}):
-        there = [(beat.rank, beat.pid) for beat in beats if beat.node == node]
-        found += on_node(node, inspect_processes, there) or []
+    found: list[Inspection] = on_each_node(
+        beats, inspect_processes, [(beat.rank, beat.pid) for beat in beats]
+    )
     return found
+
+
+def on_each_node(beats: list[Beat], work: Any, arguments: list[Any]) -> list[Any]:
+    """Call a function on the nodes of ranks, on all at once; gives what those give that answer.
+
+    Args:
+        beats: of the ranks.
+        work: takes what `arguments` has for the ranks of a node, and gives a list.
+        arguments: of each rank.
+    """
+    there: dict[str, list[Any]] = {}
+    for beat, argument in zip(beats, arguments, strict=True):
+        there.setdefault(beat.node, []).append(argument)
+    with ThreadPoolExecutor(MOST_AT_ONCE) as pool:
+        parts = pool.map(lambda node: on_node(node, work, there[node]) or [], sorted(there))
+        return [each for part in parts for each in part]
 
 
 def kill_workers(beats: list[Beat]) -> list[Beat]:
@@ -130,7 +171,17 @@ def on_node(node: str, work: Any, argument: Any) -> Any:  # Any: a function, and
 
 def inspect_processes(processes: list[tuple[int, int]]) -> list[Inspection]:
     """Look at processes of this node, given as (rank, process id)."""
-    return [Inspection(rank, process_status(pid), process_stack(pid)) for rank, pid in processes]
+    with ThreadPoolExecutor(MOST_AT_ONCE) as pool:  # a stack may take ten seconds
+        stacks = pool.map(process_stack, [pid for _, pid in processes])
+        return [
+            Inspection(rank, process_status(pid), stack)
+            for (rank, pid), stack in zip(processes, stacks, strict=True)
+        ]
+
+
+def read_statuses(pids: list[int]) -> list[str]:
+    """Say what the kernel says of processes of this node."""
+    return [process_status(pid) for pid in pids]
 
 
 def process_status(pid: int) -> str:

@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,10 +19,13 @@ from nanoray.data.blocks import (
     Layout,
     row_digest,
 )
+from nanoray.data.plan import WAITING_FOR_DATA
 from nanoray.text.chat import IGNORE_INDEX
 
 SHORTEST = 64
 """Least length of rows whose lengths differ from step to step; a power of two."""
+BEAT_SECONDS = 1.0
+"""How often a rank says that it waits for its data."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,12 @@ class Share:
 
 
 def step_rows(
-    blocks: Iterator[Block], layout: Layout, share: Share, *, pin: bool
+    blocks: Iterator[Block],
+    layout: Layout,
+    share: Share,
+    *,
+    pin: bool,
+    beat: Callable[[str], None] = lambda doing: None,
 ) -> Generator[StepRows, None, None]:
     """Collect this rank's blocks of each step, in a thread that is one step ahead of the training.
 
@@ -128,6 +136,7 @@ def step_rows(
         layout: how steps are cut into blocks.
         share: which of them come to this rank.
         pin: put the rows into page-locked memory, for a GPU.
+        beat: called again and again while rows that were asked for do not come.
 
     Raises:
         DataOrderError: when rows are asked for: the stream ended, or a block has a wrong size.
@@ -157,19 +166,21 @@ def step_rows(
             hand_over(error)
 
     threading.Thread(target=collect, daemon=True, name="step-rows").start()
-    rows = _handed_over(ready, done)
+    rows = _handed_over(ready, done, beat)
     weakref.finalize(rows, done.set)  # of one that was never asked for a row, `finally` is not run
     return rows
 
 
 def _handed_over(
-    ready: "queue.Queue[StepRows | BaseException | None]", done: threading.Event
+    ready: "queue.Queue[StepRows | BaseException | None]",
+    done: threading.Event,
+    beat: Callable[[str], None],
 ) -> Generator[StepRows, None, None]:
     """Give what comes through the queue, with the time that was waited for it."""
     try:
         while True:
             began = time.perf_counter()
-            item = ready.get()
+            item = _next_item(ready, beat)
             if isinstance(item, BaseException):
                 raise item
             if item is None:
@@ -177,6 +188,16 @@ def _handed_over(
             yield replace(item, wait_seconds=time.perf_counter() - began)
     finally:
         done.set()
+
+
+def _next_item(
+    ready: "queue.Queue[StepRows | BaseException | None]", beat: Callable[[str], None]
+) -> StepRows | BaseException | None:
+    while True:
+        try:
+            return ready.get(timeout=BEAT_SECONDS)
+        except queue.Empty:
+            beat(WAITING_FOR_DATA)
 
 
 def _collect(

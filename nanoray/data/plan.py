@@ -39,6 +39,8 @@ SAMPLE_UNITS, SAMPLE_BYTES = 64, 2**22
 
 READ_PATIENCE_SECONDS = 1800.0
 """How long the storage of the text may fail; training waits for its data meanwhile."""
+WAITING_FOR_DATA = "waiting for data"
+"""What a rank says that it does then."""
 
 READ_ROWS = 256
 """Documents that are read at once: a row group may be as large as a file."""

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -183,8 +184,9 @@ def break_storage(target: Target) -> Harm:
     if not is_local(target.folder.fs):
         raise InputError("The fault storage needs a local folder as --storage.")
     path = target.folder.path("checkpoints")
-    while os.path.isdir(path):  # a writer may be making a folder in it
-        os.rename(path, f"{path}.away")
+    os.rename(path, f"{path}.away")
+    while os.path.isdir(path):  # a writer has made it anew, with its folder in it
+        shutil.rmtree(path, ignore_errors=True)
     with open(path, "w"):
         pass
 

@@ -50,7 +50,7 @@ class ForecastConfig:
     dollars_per_gpu_hour: float | None = None
     """Price; by default that of the kind of GPU (nanoray/prices.py)."""
     num_workers: int | None = None
-    """Training processes; by default 8 on GPUs, on CPUs as the trials had, and no more than rows."""
+    """Training processes; by default 8 on GPUs, on CPUs as the trials had, at most one per row."""
     device_batch_size: int | None = None
     """Rows per forward pass of a worker, for the memory; by default what 80 GB hold."""
     total_batch_tokens: int | None = None

@@ -66,7 +66,8 @@ class PlanFeed:
             padding_blocks=self.layout.padding_blocks(step, self.resources.num_workers),
         )
         pin = world.device.type == "cuda"
-        rows = step_rows(blocks_of(shard, self.layout), self.layout, share, pin=pin)
+        blocks = blocks_of(shard, self.layout)
+        rows = step_rows(blocks, self.layout, share, pin=pin, beat=world.beat)
         return lambda state: rows
 
     def validation(self, world: World, device_batch_size: int) -> BitsPerByte:

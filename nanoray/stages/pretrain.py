@@ -110,8 +110,8 @@ def prepare(
         evaluations.check(config)
     manifest = find_manifest(config, folder, storage)
     resources = connection.choose_resources(config)
-    recipe, rows = recipe_of(config), rows_per_step(config)
-    check_rows(config, rows, resources.num_workers[1])
+    recipe, num_rows = recipe_of(config), rows_per_step(config)
+    check_rows(config, num_rows, resources.num_workers[1])
     check_space(config, recipe, folder, resources)
     tokenizer = find_tokenizer(config, folder.run, manifest)
     assert config.max_seq_len, "decided"
@@ -128,16 +128,14 @@ def prepare(
     density = bytes_per_token(tokenizer, manifest)
     if folder.read_config() is None or config.fresh:
         check_gives_rows(plan)
+    # Data may still be refused here: nothing is moved or written before that.
+    rows = PlannedRows(
+        plan, num_rows, density, plan.sample_rows_per_unit(), validation_rows(config)
+    )
     if config.fresh:
         begin_anew(folder)
     save_tokenizer(tokenizer, folder.run.tokenizer_address)
-    job = open_job(
-        folder,
-        config,
-        recipe=recipe,
-        rows=PlannedRows(plan, rows, density, plan.sample_rows_per_unit(), validation_rows(config)),
-        resources=resources,
-    )
+    job = open_job(folder, config, recipe=recipe, rows=rows, resources=resources)
     describe(job, config)
     return job
 

@@ -5,14 +5,14 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 from nanoray.cluster import connection
 from nanoray.cluster.deadline import Allowance
 from nanoray.cluster.devices import CPU
-from nanoray.cluster.group import Group, run_on_workers
+from nanoray.cluster.group import Group, name_of_driver, run_on_workers
 from nanoray.config import (
     InputError,
     RunConfig,
@@ -161,6 +161,9 @@ def planned(job: TrainingJob) -> PlanFeed:
 
 def move_aside(folder: StageFolder) -> str | None:
     """Move an earlier stage aside and forget that it was done; gives its new place, if any."""
+    if folder.run.read_state():
+        # Else a group that still trains would save into the new folder.
+        folder.run.begin_attempt(folder.name, name_of_driver())
     # Killed in between, a stage that is not done goes on; one that is done would have no files.
     folder.run.forget_stage(folder.name)
     moved = folder.move_aside()
@@ -220,19 +223,28 @@ def train_on_cluster(job: TrainingJob) -> None:
         hang_seconds=job.config.hang_seconds,
         allowance=allowance_of(job),
     )
-    with recorded(job.folder, job.config.storage_patience_seconds):
+    patience = job.config.storage_patience_seconds
+    with recorded(job.folder, patience):
         result = run_on_workers(group, job.folder.run, display)
+        assert isinstance(result, dict), "of `run_worker`"
+        with_patience(lambda: mark_done(job, result), patience, str(job.folder))
+
+
+def mark_done(job: TrainingJob, result: dict[str, Any]) -> None:  # Any: JSON
+    """Record what rank 0 gave at the end, and that the stage is finished.
+
+    Raises:
+        RunReplacedError: another start has the run, which may have begun anew.
+    """
+    run = job.folder.run
+    run.check_attempt(result["attempt"], result["driver"])
     packed = job.feed.totals()
-    facts = {
-        **(result if isinstance(result, dict) else {}),
-        "dropped_tokens_share": packed.get("dropped_tokens", 0) / max(1, packed.get("tokens", 0)),
-    }
-
-    def mark() -> None:
-        write_json(job.folder.fs, job.folder.path("result.json"), facts)
-        job.folder.run.mark_done(job.stage)
-
-    with_patience(mark, job.config.storage_patience_seconds, str(job.folder))
+    facts = {name: value for name, value in result.items() if name not in {"attempt", "driver"}}
+    facts["dropped_tokens_share"] = packed.get("dropped_tokens", 0) / max(
+        1, packed.get("tokens", 0)
+    )
+    write_json(job.folder.fs, job.folder.path("result.json"), facts)
+    run.mark_done(job.stage)
 
 
 def allowance_of(job: TrainingJob) -> Allowance | None:

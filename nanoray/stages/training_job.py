@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -29,11 +30,12 @@ from nanoray.prices import dollars_per_hour
 from nanoray.stages.samples import Samples, answer_questions, continue_texts
 from nanoray.storage import RunFolder, StageFolder, with_patience
 from nanoray.text.tokenizer import Tokenizer
-from nanoray.train.checkpoint import Checkpointer, SavePolicy, load_tensors
+from nanoray.train.checkpoint import Checkpointer, SavePolicy
 from nanoray.train.checkpoint_files import committed_steps, first_step, lock_out
 from nanoray.train.checkpoint_name import SavedModel
-from nanoray.train.device import can_compile, peak_flops
+from nanoray.train.device import can_compile, peak_flops, peak_memory
 from nanoray.train.guard import StepGuard
+from nanoray.train.load_state import load_tensors
 from nanoray.train.loop import LoopConfig, train
 from nanoray.train.optimizer import MuonAdamW, OptimizerConfig
 from nanoray.train.rollback import leave_out, start_cursor
@@ -47,6 +49,10 @@ from nanoray.wandb_run import start_wandb
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+SHARED_SECONDS = 90.0
+"""How long a worker waits to see on its storage what the driver wrote: NFS may show an old file for
+a minute."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +217,7 @@ class TrainingJob:
 
     def _record_begin(self, start: Start, devices: list[str]) -> float | None:
         folder = self.folder
-        folder.run.check_attempt(start.attempt)  # the events are those of the newest
+        folder.run.check_attempt(start.attempt, start.driver)  # the events are the newest one's
         facts = {"attempt": start.attempt, "step": start.step}
         price = self.price_of(devices) if self.has_price() else None
         known = {} if price is None else {PRICE: price}
@@ -236,23 +242,30 @@ class TrainingJob:
 
     def work(self, world: RayWorld, shard: DataIterator) -> dict[str, Any]:  # Any: JSON
         """Train on this worker; gives what the driver tells the user at the end."""
-        start = world.start
-        job = replace(self, recipe=replace(self.recipe, device_batch_size=start.device_batch_size))
-        return run_worker(job, world, shard, attempt=start.attempt, start_step=start.step)
+        return run_worker(self, world, shard, world.start)
 
 
 def run_worker(
-    job: TrainingJob, world: World, shard: DataIterator, *, attempt: int, start_step: int
+    job: TrainingJob, world: World, shard: DataIterator, start: Start
 ) -> dict[str, Any]:  # Any: JSON
-    """Build the state, resume it, train, and let rank 0 write some samples."""
-    config, recipe, folder = job.config, job.recipe, job.folder
+    """Build the state, resume it, train, and let rank 0 write some samples.
+
+    Raises:
+        StorageError: the storage here is not the one in which the attempt was begun.
+    """
+    job = replace(job, recipe=replace(job.recipe, device_batch_size=start.device_batch_size))
+    config, recipe, folder, start_step = job.config, job.recipe, job.folder, start.step
+    # Else a machine that does not share the storage would train, and save what nobody finds.
+    check = partial(folder.run.check_attempt, start.attempt, start.driver)
+    with_patience(check, SHARED_SECONDS, str(folder))
     # Not from the first step on: readers would compete with what measures this CPU's peak.
     rows_for = job.feed.open(world, shard, start_step) if start_step else None
     state = build_state(job, world)
     checkpointer = Checkpointer(
         folder,
         world,
-        attempt=attempt,
+        attempt=start.attempt,
+        driver=start.driver,
         facts=checkpoint_facts(job),
         policy=SavePolicy(
             config.keep_last,
@@ -270,15 +283,22 @@ def run_worker(
     steps = (rows_for or job.feed.open(world, shard, start_step))(state)
     # Every rank must have opened its part of the stream before the first collective.
     first = next(steps)
+    if world.rank == 0:
+        check()  # the logs may be another group's by now
     account = open_account(folder, start_step) if world.rank == 0 else Account(time.time())
-    metrics = open_metrics(job, world, start_step)
+    metrics = open_metrics(job, world, start_step, check)
     validation = job.feed.validation(world, loop.device_batch_size)
     gc.freeze()  # what exists now lives as long as the run
-    train(state, _chain(first, steps), validation, loop, world, checkpointer, metrics, account)
+    train(state, chain([first], steps), validation, loop, world, checkpointer, metrics, account)
     metrics.close()
     if world.rank != 0:
         return {}
-    return {"samples": write_samples(job, state), "peak_memory_bytes": peak_memory(world.device)}
+    return {
+        "attempt": start.attempt,
+        "driver": start.driver,
+        "samples": write_samples(job, state),
+        "peak_memory_bytes": peak_memory(world.device),
+    }
 
 
 def is_wanted(
@@ -290,11 +310,6 @@ def is_wanted(
     if evaluate_every is None or step % evaluate_every:
         return False
     return not SavedModel(folder, step).is_evaluated()
-
-
-def _chain(first: StepRows, rest: Iterator[StepRows]) -> Iterator[StepRows]:
-    yield first
-    yield from rest
 
 
 def build_state(job: TrainingJob, world: World) -> TrainState:
@@ -323,7 +338,9 @@ def checkpoint_facts(job: TrainingJob) -> dict[str, Any]:  # Any: JSON
     }
 
 
-def open_metrics(job: TrainingJob, world: World, start_step: int) -> MetricsLogger:
+def open_metrics(
+    job: TrainingJob, world: World, start_step: int, check: Callable[[], None]
+) -> MetricsLogger:
     """Open the logs on rank 0; on other ranks, one that writes nothing."""
     if world.rank != 0:
         return MetricsLogger(None, last_step=start_step)
@@ -333,7 +350,7 @@ def open_metrics(job: TrainingJob, world: World, start_step: int) -> MetricsLogg
         if project
         else None
     )
-    return MetricsLogger(job.folder, last_step=start_step, wandb=wandb)
+    return MetricsLogger(job.folder, last_step=start_step, wandb=wandb, check=check)
 
 
 def loop_config(job: TrainingJob, world: World) -> LoopConfig:
@@ -379,12 +396,3 @@ def write_samples(job: TrainingJob, state: TrainState) -> Samples:
     recipe = job.recipe
     write = answer_questions if recipe.is_chat else continue_texts
     return write(state.model, job.feed.tokenizer, recipe.prompts, recipe.sample_tokens)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Give the most memory this worker has used: of the GPU, or resident on a CPU, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -23,29 +23,28 @@ from fsspec.implementations.local import LocalFileSystem
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nanoray.config import InputError, RunReplacedError, StorageError
-from nanoray.data.plan import Cursor
+from nanoray.config import RunReplacedError, StorageError
 from nanoray.storage import StageFolder, fsync_path, is_local, read_json, write_json
 from nanoray.train.checkpoint_files import (
     CheckpointError,
-    LocalFiles,
-    OptimizerFiles,
     committed_steps,
     describe_file,
     leftovers,
-    load_weights,
     make_room,
-    read_state,
     step_name,
 )
 from nanoray.train.checkpoint_name import SavedModel
+from nanoray.train.load_state import restore_state
 from nanoray.train.state import TrainState
 from nanoray.train.world import World
 
 logger = logging.getLogger(__name__)
 
 COMMIT_TIMEOUT_SECONDS = 1800.0
-"""How long rank 0 waits for the files of the other ranks before it gives a checkpoint up."""
+"""How long rank 0 waits for the files of the other ranks before it gives a checkpoint up; longer,
+if they may be patient for longer."""
+SLOW_SECONDS = 60.0
+"""After so long a write is slow, or hangs: training goes on beside it, and saves later."""
 POLL_SECONDS = 0.05
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 1.0, 60.0
 """Between attempts to write to storage that fails; each wait is twice as long as the one before."""
@@ -88,6 +87,7 @@ class Checkpointer:
         world: World,
         *,
         attempt: int,
+        driver: str | None = None,
         facts: dict[str, Any],  # Any: JSON
         policy: SavePolicy | None = None,
     ) -> None:
@@ -97,14 +97,16 @@ class Checkpointer:
             folder: the stage's.
             world: this rank among those that save together.
             attempt: number of this start; a group with an older one can commit nothing any more.
+            driver: who began it.
             facts: what else state.json says: model config, hashes, versions.
             policy: what is kept, and for how long storage may fail.
         """
         self.folder, self.fs, self.world = folder, folder.fs, world
-        self.attempt, self.facts = attempt, facts
+        self.attempt, self.driver, self.facts = attempt, driver, facts
         self.policy = policy or SavePolicy()
         self.is_retrying = False
         """Storage fails, and the newest save is not written yet."""
+        self._began = 0.0
         self._host: dict[str, Tensor] = {}
         self._writer: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -121,9 +123,26 @@ class Checkpointer:
         self.wait()
         snapshot = self._copy(state)
         self._writer = threading.Thread(
-            target=self._run, args=(snapshot, before_commit), name="checkpoint"
+            target=self._run, args=(snapshot, before_commit), name="checkpoint", daemon=True
         )
+        self._began = time.monotonic()
         self._writer.start()
+
+    def cannot_save(self) -> bool:
+        """Say whether the next save would have to wait for storage that fails, or hangs.
+
+        Raises:
+            StorageError: it has hung for longer than `patience_seconds`.
+        """
+        if self._writer is None or not self._writer.is_alive():
+            return False
+        seconds = time.monotonic() - self._began
+        if seconds > self.policy.patience_seconds + SLOW_SECONDS:
+            raise StorageError(
+                f"{self.folder} has taken no checkpoint for {seconds:.0f} s, and says no error. "
+                "Mend the storage; the same command goes on from the step before."
+            )
+        return self.is_retrying or seconds > SLOW_SECONDS
 
     def wait(self) -> None:
         """Wait until the last write is committed.
@@ -131,11 +150,12 @@ class Checkpointer:
         Raises:
             CheckpointError: it could not be.
             RunReplacedError: a newer group has taken over.
-            StorageError: storage failed for longer than `patience_seconds`.
+            StorageError: storage failed, or hung, for longer than `patience_seconds`.
         """
         if self._writer is not None:
             while self._writer.is_alive():
                 self._writer.join(BEAT_SECONDS)
+                self.cannot_save()
                 self.world.beat("waiting for a checkpoint to be written")
             self._writer = None
         if self._error is not None:
@@ -272,6 +292,8 @@ class Checkpointer:
         metadata = {"starts": json.dumps(starts)}
         if is_local(self.fs):
             save_file(tensors, f"{folder}/{name}", metadata)
+            # safetensors lets nobody else read it, whatever the umask says.
+            os.chmod(f"{folder}/{name}", os.stat(folder).st_mode & 0o666)
             fsync_path(f"{folder}/{name}")
             return describe_file(self.fs, f"{folder}/{name}")
         with tempfile.TemporaryDirectory() as local:
@@ -285,7 +307,7 @@ class Checkpointer:
         begun = read_json(self.fs, f"{aside}/manifest.json")
         if begun is not None and begun["attempt"] == self.attempt:
             return dict(begun["files"])  # a commit that failed half-way took the lists away
-        deadline = time.monotonic() + COMMIT_TIMEOUT_SECONDS
+        deadline = time.monotonic() + max(COMMIT_TIMEOUT_SECONDS, self.policy.patience_seconds)
         for rank in range(self.world.world_size):
             path = f"{aside}/rank-{rank:05d}.json"
             while (found := read_json(self.fs, path)) is None or found["attempt"] != self.attempt:
@@ -301,8 +323,8 @@ class Checkpointer:
         return files
 
     def check_attempt(self) -> None:
-        """Raise a RunReplacedError if a newer group of workers has taken over."""
-        self.folder.run.check_attempt(self.attempt)
+        """Raise an error unless this group has the run, as `RunFolder.check_attempt` does."""
+        self.folder.run.check_attempt(self.attempt, self.driver)
 
     def _commit(self, aside: str, step: int, files: dict[str, Any]) -> None:  # Any: JSON
         """Make a step count, unless a newer group of workers has taken over."""
@@ -364,36 +386,4 @@ class Checkpointer:
         Raises:
             InputError: it was saved with another model, tokenizer or data plan.
         """
-        saved = read_state(self.folder, step)
-        differing = [
-            f"{name} {str(saved.get(name))[:80]}, not {str(value)[:80]}"
-            for name, value in self.facts.items()
-            if saved.get(name) != value
-        ]
-        if differing:
-            raise InputError(
-                f"Step {step} of {self.folder} was saved with {'; '.join(differing)}. Restore what "
-                "the run began with, or begin anew with another --run or --fresh."
-            )
-        load_tensors(state, SavedModel(self.folder, step), with_optimizer=True)
-        state.step, state.tokens = int(saved["step"]), int(saved["tokens"])
-        state.cursor = Cursor(*saved["cursor"])
-        state.guard.load(saved.get("guard", {}))
-
-
-def load_tensors(state: TrainState, saved: SavedModel, *, with_optimizer: bool) -> None:
-    """Load the weights of a checkpoint into a state of the same shape, and its optimizer's."""
-    folder = saved.folder
-    path = folder.path("checkpoints", step_name(saved.step))
-    # Only the manifest's files: on an object store a dead group may have left others beside.
-    manifest = read_json(folder.fs, f"{path}/manifest.json") or {"files": {}}
-    with LocalFiles(folder.fs, path) as files:
-        load_weights(state.model, files.path("model.safetensors"))
-        if not with_optimizer:
-            return
-        names = [name for name in manifest["files"] if name.startswith("optimizer-")]
-        with OptimizerFiles([files.path(name) for name in names]) as optimizer:
-            state.optimizer.load(optimizer.read)
-    facts = read_state(folder, saved.step)
-    skipped = facts.get("guard", {}).get("skipped", 0)
-    state.updates = int(facts.get("updates", facts["step"] - skipped))
+        restore_state(state, SavedModel(self.folder, step), self.facts)

@@ -119,3 +119,12 @@ def can_compile(device: torch.device) -> bool:
     except InvalidCxxCompiler:
         return False
     return True
+
+
+def peak_memory(device: torch.device) -> int:
+    """Give the most memory this process has used: of the GPU, or resident on a CPU, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -77,7 +77,7 @@ def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
     try:
         while state.step < config.num_steps:
             wanted = world.rank == 0 and (interval.is_due(state.step + 1) or bool(world.wish()))
-            votes = SaveVotes(wanted, checkpointer.is_retrying)
+            votes = SaveVotes(wanted, checkpointer.cannot_save())
             result = train_step(state, next(steps), config, world, votes)
             account.spend_step(result.data_wait_seconds, skipped=result.problem is not None)
             values = step_values(result, state, config, world)

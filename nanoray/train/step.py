@@ -40,7 +40,7 @@ class SaveVotes:
 
     wants: bool = False
     cannot: bool = False
-    """Its storage fails at the moment."""
+    """Its storage fails at the moment, or hangs."""
 
 
 NO_VOTES = SaveVotes()

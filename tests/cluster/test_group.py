@@ -54,6 +54,11 @@ def ray_connection(ray_cluster: Cluster) -> Iterator[None]:
         yield
 
 
+@ray.remote
+def read_bad_text() -> None:
+    raise DataError("a.parquet is empty. Leave it out.")
+
+
 @dataclass(frozen=True)
 class Story:
     """What a group goes through; each start is counted in a file."""
@@ -105,6 +110,8 @@ class Story:
             self.stop_when_asked(world)
         if self.ending == "bad data" and world.rank == 1:
             raise DataError("a.parquet is empty. Leave it out.")
+        if self.ending == "bad text" and world.rank == 1:
+            ray.get(read_bad_text.remote())
         if self.ending == "outage" and world.rank == 0:
             raise StorageError("runs could not be written for 1800 s. Mend the storage.")
         if self.ending == "fault" and world.rank == 1:
@@ -200,8 +207,9 @@ def test_a_range_on_fewer_workers_is_recorded_and_charged_as_these(tmp_path):
 
 
 @pytest.mark.slow
-def test_wrong_input_that_a_worker_finds_is_raised_as_such_and_not_tried_again(tmp_path):
-    story = Story(tmp_path, "bad data")
+@pytest.mark.parametrize("ending", ["bad data", "bad text"])
+def test_wrong_input_that_a_worker_finds_is_raised_as_such_and_not_tried_again(tmp_path, ending):
+    story = Story(tmp_path, ending)
 
     with pytest.raises(DataError) as raised:
         run(story)

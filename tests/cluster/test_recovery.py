@@ -65,6 +65,7 @@ def test_what_ray_says_of_a_worker_is_understood(name: str) -> None:
         (AskedToStopError("step 8 is saved"), Cause.STOP),
         (StorageError("runs could not be written for 1800 s"), Cause.OUTAGE),
         (OSError(28, "No space left on device"), Cause.STORAGE),
+        (OSError(12, "Cannot allocate memory"), Cause.MEMORY),
         (InputError("--depth 0 is too small"), Cause.INPUT),
         (RunReplacedError("/s/r", 1, 2, "process 7 on b"), Cause.REPLACED),
         (DivergedError(7, 5, "the loss is nan"), Cause.DIVERGENCE),

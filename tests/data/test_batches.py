@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nanoray.config import DataError
+from nanoray.data import batches
 from nanoray.data.batches import Share, StepRows, step_rows
 from nanoray.data.blocks import (
     PADDING_POSITION,
@@ -266,3 +267,24 @@ def test_targets_are_the_inputs_moved_by_one(plan, device_batch_size):
     assert inputs.dtype == targets.dtype == torch.int64
     assert torch.equal(inputs, step.rows[:, :-1].long())
     assert torch.equal(targets, step.rows[:, 1:].long())
+
+
+def test_a_rank_says_again_and_again_that_it_waits_for_its_data(plan, monkeypatch):
+    monkeypatch.setattr(batches, "BEAT_SECONDS", 0.01)
+    told, may_come = [], threading.Event()
+
+    def late() -> Iterator[Block]:
+        assert may_come.wait(10)
+        yield from plain_blocks(plan, LAYOUT, FIRST)
+
+    def beat(doing: str) -> None:
+        told.append(doing)
+        if len(told) == 3:
+            may_come.set()
+
+    steps = step_rows(late(), LAYOUT, ALONE, pin=False, beat=beat)
+    step = next(steps)
+
+    steps.close()
+    assert np.array_equal(step.rows.numpy(), rows_of(plan, 12))
+    assert set(told) == {"waiting for data"}

@@ -1,5 +1,6 @@
 """Pretraining as a user starts it: what it leaves behind, and what it says to wrong input."""
 
+import dataclasses
 import json
 import re
 import runpy
@@ -14,12 +15,16 @@ import pytest
 from nanoray.config import DataError
 from nanoray.data.manifest import Manifest, make_manifest
 from nanoray.data.plan import DataPlan
-from nanoray.stages.pretrain import check_gives_rows, told_of_repetition
+from nanoray.stages.pretrain import check_gives_rows, prepare, told_of_repetition
+from nanoray.stages.pretrain_config import PretrainConfig
+from nanoray.storage import RunFolder
 from nanoray.text.tokenizer import Tokenizer
+from nanoray.text.tokenizer_file import save_tokenizer
 from tests.data.shards import write_shard
 from tests.driver import connected
 from tests.faults.test_kill import arguments
 from tests.running import ROOT, TINY, Cluster, run_job, small_corpus
+from tests.support import tiny_tokenizer
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,7 @@ BAD_INPUT = {
     "packing": (["--packing", "tight"], "Choose bestfit or flat"),
     "worker range": (["--num-workers", "4:2"], "is empty"),
     "unknown protocol": (["--data", "warp://bucket/x"], "unknown protocol"),
+    "no money": (["--max-cost", "0"], "--max-cost 0 pays for nothing"),
 }
 
 
@@ -170,6 +176,43 @@ def test_wrong_input_gets_one_sentence_and_leaves_nothing(
     assert sentence in re.sub(r"\s+", " ", output.replace("│", " "))
     assert "Traceback" not in output
     assert not (tmp_path / "runs" / "r").exists()
+
+
+@pytest.mark.cluster
+@pytest.mark.usefixtures("ray_connection", "logging_as_before")
+def test_text_that_cannot_be_read_moves_no_earlier_run_aside_and_leaves_no_tokenizer(
+    tmp_path: Path,
+):
+    shard = small_corpus(tmp_path / "data")
+    size = shard.stat().st_size
+    with shard.open("r+b") as file:
+        file.seek(size * 3 // 5)
+        file.write(bytes(4096))
+    tokenizer = tiny_tokenizer()
+    save_tokenizer(tokenizer, str(tmp_path / "tokenizer.json"))
+    config = PretrainConfig(
+        run="new",
+        data=str(tmp_path / "data"),
+        tokenizer=str(tmp_path / "tokenizer.json"),
+        depth=1,
+        head_dim=32,
+        max_seq_len=64,
+        total_batch_tokens=1024,
+        device_batch_size=2,
+        num_steps=10,
+    )
+    earlier = RunFolder(str(tmp_path / "runs"), "earlier").stage("pretrain")
+    earlier.write_config({"seed": 1})
+    earlier.run.mark_done("pretrain")
+
+    for one in (config, dataclasses.replace(config, run="earlier", fresh=True)):
+        with pytest.raises(DataError, match=r"text\.parquet cannot be read"):
+            prepare(one, str(tmp_path / "runs"))
+
+    assert not (tmp_path / "runs" / "new").exists()
+    assert earlier.run.is_done("pretrain")
+    assert [path.name for path in (tmp_path / "runs" / "earlier").iterdir()].count("pretrain") == 1
+    assert not (tmp_path / "runs" / "earlier" / "tokenizer.json").exists()
 
 
 @pytest.mark.cluster

@@ -15,14 +15,16 @@ from nanoray.stages.stage_driver import (
     allowance_of,
     begun_config,
     check_space,
+    mark_done,
     most_waiting,
     move_aside,
     recorded,
 )
 from nanoray.stages.training_job import TrainingJob
 from nanoray.storage import RunFolder
-from nanoray.train.checkpoint_files import step_name
+from nanoray.train.checkpoint_files import committed_steps, step_name
 from tests.stages.test_training_job import job as job_fixture
+from tests.train.saved_states import open_checkpoints, state_at
 
 job = job_fixture
 
@@ -176,3 +178,33 @@ def test_a_job_whose_run_was_taken_over_writes_no_event_into_it(tmp_path: Path) 
         raise RunReplacedError("/s/r", 1, 2, "process 7 on b")
 
     assert [event["event"] for event in read_events(folder)] == ["submit"]
+
+
+def test_a_group_that_still_trains_saves_nothing_into_a_stage_that_begins_anew(
+    tmp_path: Path,
+) -> None:
+    folder = RunFolder(str(tmp_path), "r").stage("pretrain")
+    checkpointer = open_checkpoints(folder)
+    checkpointer.save(state_at(4))
+    checkpointer.wait()
+
+    move_aside(folder)
+    checkpointer.save(state_at(8))
+
+    with pytest.raises(RunReplacedError):
+        checkpointer.wait()
+    assert committed_steps(folder) == []
+    assert not Path(folder.path()).exists()
+
+
+def test_a_stage_that_another_start_has_is_not_marked_as_done(job: TrainingJob) -> None:
+    ours = job.folder.run.begin_attempt("pretrain", "process 1 on a")
+    result = {"attempt": ours, "driver": "process 1 on a", "samples": []}
+    job.folder.write_config({"seed": 1})
+    job.folder.run.begin_attempt("pretrain", "process 2 on b")
+
+    with pytest.raises(RunReplacedError, match="process 2 on b"):
+        mark_done(job, result)
+
+    assert not job.folder.run.is_done("pretrain")
+    assert not Path(job.folder.path("result.json")).exists()

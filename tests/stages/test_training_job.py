@@ -98,7 +98,9 @@ def work(job: TrainingJob, start_step: int = 0) -> dict[str, Any]:
     job.folder.write_config(to_json(job.config))
     attempt = job.folder.run.begin_attempt("pretrain")
     no_shard: Any = None
-    return run_worker(job, WORLD, no_shard, attempt=attempt, start_step=start_step)
+    return run_worker(
+        job, WORLD, no_shard, Start(attempt, start_step, job.recipe.device_batch_size)
+    )
 
 
 def lines_of(job: TrainingJob, name: str) -> list[dict[str, Any]]:
@@ -316,3 +318,37 @@ def test_on_cpus_workers_have_a_price_once_somebody_has_asked_for_the_cost(
     assert recorded_begin(asked, ["cpu"] * 2)["dollars_per_hour"] == pytest.approx(2 * 3.0)
 
     assert recorded_begin(job, ["cpu"])["dollars_per_hour"] == pytest.approx(3.0)
+
+
+def test_a_worker_on_storage_that_is_not_the_drivers_says_so_before_it_trains(
+    job: TrainingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_job, "SHARED_SECONDS", 0.1)
+    job.folder.write_config(to_json(job.config))
+    no_shard: Any = None
+
+    with pytest.raises(StorageError, match="it has no attempt 1 there, only 0"):
+        run_worker(job, WORLD, no_shard, Start(1, 0, 4))
+
+    assert committed_steps(job.folder) == []
+
+
+def test_a_worker_that_was_replaced_while_it_started_leaves_the_logs_alone(
+    job: TrainingJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work(job)
+    before = lines_of(job, "metrics.jsonl")
+    run = job.folder.run
+    ours = run.begin_attempt("pretrain", "process 1 on a")
+    build = training_job.build_state
+
+    def be_slow(*given: Any) -> Any:
+        run.begin_attempt("pretrain", "process 2 on b")
+        return build(*given)
+
+    monkeypatch.setattr(training_job, "build_state", be_slow)
+    no_shard: Any = None
+    with pytest.raises(RunReplacedError):
+        run_worker(job, WORLD, no_shard, Start(ours, 4, 4, "process 1 on a"))
+
+    assert lines_of(job, "metrics.jsonl") == before

@@ -136,7 +136,6 @@ def test_a_group_that_is_replaced_after_its_last_look_commits_nothing_that_count
 
 
 def test_a_save_of_other_ranks_is_not_taken_for_what_a_dead_group_has_left(bucket, monkeypatch):
-    monkeypatch.setattr(checkpoint_module, "COMMIT_TIMEOUT_SECONDS", 5.0)
     old = open_checkpoints(bucket, GroupWorld(0, 1))
     attempt = bucket.run.begin_attempt("pretrain")
     first, second = (open_checkpoints(bucket, GroupWorld(rank, 2), attempt) for rank in (0, 1))
@@ -196,7 +195,7 @@ def test_what_a_dead_larger_group_left_of_a_step_does_not_mix_with_it(folder):
 
 def test_rank_0_gives_a_step_up_whose_other_parts_never_come(disk, monkeypatch):
     monkeypatch.setattr(checkpoint_module, "COMMIT_TIMEOUT_SECONDS", 0.2)
-    checkpointer = open_checkpoints(disk, GroupWorld(0, 2))
+    checkpointer = open_checkpoints(disk, GroupWorld(0, 2), patience_seconds=0.1)
 
     checkpointer.save(group_of(2, state_at(1))[0])
 

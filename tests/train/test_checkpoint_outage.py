@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,3 +131,45 @@ def test_a_full_disk_is_waited_for_and_keeps_what_was_saved(small_disk: Path) ->
 
     assert kept == 1
     assert newest_verified_step(folder) == 2
+
+
+def test_what_is_saved_below_a_mount_that_has_gone_counts_only_when_it_is_back(
+    disk: StageFolder, tmp_path: Path
+) -> None:
+    checkpointer = open_checkpoints(disk)
+    checkpointer.save(state_at(4))
+    checkpointer.wait()
+    mounted = Path(disk.run.path())
+    mounted.rename(tmp_path / "away")
+    mounted.mkdir()
+
+    checkpointer.save(state_at(8))
+    wait_until(lambda: checkpointer.is_retrying)
+    assert list(mounted.iterdir()) == []
+    mounted.rmdir()
+    (tmp_path / "away").rename(mounted)
+    checkpointer.wait()
+
+    assert committed_steps(disk) == [4, 8]
+
+
+def assert_set(event: threading.Event) -> None:
+    assert event.wait(20)
+
+
+def test_training_goes_on_beside_a_write_that_hangs_and_stops_when_it_has_for_long(
+    disk: StageFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = threading.Event()
+    checkpointer = open_checkpoints(disk, patience_seconds=1.0)
+    assert not checkpointer.cannot_save()
+
+    checkpointer.save(state_at(4), before_commit=lambda: assert_set(may_end))
+    assert not checkpointer.cannot_save(), "most writes end soon"
+    monkeypatch.setattr(checkpoint, "SLOW_SECONDS", 0.0)
+    wait_until(checkpointer.cannot_save)
+    with pytest.raises(StorageError, match="has taken no checkpoint for 1 s, and says no error"):
+        checkpointer.wait()
+
+    may_end.set()
+    wait_until(lambda: committed_steps(disk) == [4])

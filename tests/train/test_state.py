@@ -45,7 +45,8 @@ def test_a_checkpoint_keeps_every_field_of_the_state(tmp_path: Path):
     for name in plain_fields():
         setattr(saved, name, OTHER_VALUES[type(getattr(saved, name))])
     folder = RunFolder(str(tmp_path), "tiny").stage("pretrain")
-    checkpointer = Checkpointer(folder, LocalWorld(), attempt=1, facts={})
+    attempt = folder.run.begin_attempt("pretrain")
+    checkpointer = Checkpointer(folder, LocalWorld(), attempt=attempt, facts={})
 
     checkpointer.save(saved)
     checkpointer.wait()
