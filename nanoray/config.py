@@ -328,6 +328,7 @@ def run_job(cls: Any, job: Callable[[Any], object]) -> None:  # Any: a dataclass
     import tyro  # only command lines need it, and a bare GPU machine may lack it
 
     from nanoray import logs  # whose errors are of this module
+    from nanoray.shell_words import check_words
 
     try:
         logs.log_to_stderr()
@@ -335,6 +336,7 @@ def run_job(cls: Any, job: Callable[[Any], object]) -> None:  # Any: a dataclass
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     try:
+        check_words(sys.argv[1:])
         config = tyro.cli(cls, config=(tyro.conf.FlagCreatePairsOff,))
         result = job(config)
     except RunStoppedError as stopped:

@@ -269,6 +269,16 @@ def test_a_wrong_value_is_told_without_a_traceback(
     assert "Traceback" not in done.stderr
 
 
+def test_an_empty_value_and_a_glob_without_quotes_are_one_sentence(job: Path) -> None:
+    empty = run(job, "--storage", "")
+    files = run(job, "--data", str(job), str(job.parent))
+
+    assert (empty.returncode, files.returncode) == (2, 2)
+    assert empty.stderr.startswith("error: --storage is empty, as with a variable of the shell")
+    assert files.stderr.startswith(f"error: --data is followed by 2 files ({job}, {job.parent}, ")
+    assert (empty.stderr + files.stderr).count("\n") == 2
+
+
 def test_a_job_shows_what_nanoray_logs_and_no_chatter_of_others(job: Path) -> None:
     done = run(job, "--ending", "talking")
 
