@@ -14,7 +14,7 @@ from evals.candidates import TrainedModel
 from evals.core import CoreExam
 from evals.exam_plan import ExamConfig, plan_exams
 from nanoray.cluster import connection
-from nanoray.config import InputError, require_positive
+from nanoray.config import InputError, require_checkpoint_name, require_positive
 from nanoray.model.gpt import DTYPES
 from nanoray.train.checkpoint_name import find_model
 from nanoray.train.device import own_device, prepare_process
@@ -38,6 +38,7 @@ class CoreBench:
     """Questions at once, our way."""
 
     def __post_init__(self) -> None:
+        require_checkpoint_name("--run", self.run)
         require_positive("per_task", self.per_task, least=11)
         require_positive("batch_size", self.batch_size)
         if self.dtype not in DTYPES:

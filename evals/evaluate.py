@@ -26,7 +26,7 @@ from evals.run import (
 )
 from evals.saved_results import ResultFolder, Settings
 from nanoray.cluster import connection
-from nanoray.config import InputError, require_positive
+from nanoray.config import InputError, require_checkpoint_name, require_positive
 from nanoray.model.gpt import DTYPES
 from nanoray.train.checkpoint_name import SavedModel, find_model
 
@@ -71,6 +71,7 @@ class EvaluateConfig(ExamConfig):
         given = [value for value in (self.run, self.hugging_face, self.compare) if value]
         if len(given) != 1:
             raise InputError("Give one of --run RUN, --hugging-face FOLDER and --compare A B.")
+        require_checkpoint_name("--run", self.run)
         if self.step is not None and (self.run is None or "@" in self.run):
             raise InputError(f"--step {self.step} belongs to a --run without @step.")
         if self.dtype not in (None, *DTYPES):

@@ -6,6 +6,7 @@ or *execution* (how the same result is computed: free to change between two star
 
 import dataclasses
 import math
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -20,6 +21,15 @@ FORMAT_VERSION = 1
 INTERRUPTED = "Interrupted. The same command goes on from the newest checkpoint."
 
 DTYPE_NAMES = ("float32", "bfloat16")
+
+LARGEST_SEED = 2**63 - 1
+"""What every generator of random numbers takes, and a table of trials (int64)."""
+
+RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+"""Any other sign has a meaning in addresses, globs, shells or names of checkpoints."""
+
+DATASETS_FOLDER = "datasets"
+"""Where named datasets are kept in a storage, beside the runs."""
 
 
 class InputError(Exception):
@@ -170,7 +180,10 @@ class RunConfig:
         for name in ("dtype", "newton_schulz_dtype"):
             if getattr(self, name) is not None:
                 require_one_of(name, getattr(self, name), DTYPE_NAMES)
-        for name in ("seed", "matrix_lr", "embedding_lr", "unembedding_lr", "weight_decay"):
+        for step in self.save_at:
+            require_positive("save_at", step)
+        require_between("seed", self.seed, LARGEST_SEED)
+        for name in ("matrix_lr", "embedding_lr", "unembedding_lr", "weight_decay"):
             require_between(name, getattr(self, name), math.inf)
         require_between("grad_clip", self.grad_clip or 0.0, math.inf)
         for name in ("warmup_ratio", "warmdown_ratio", "final_lr_fraction"):
@@ -180,12 +193,7 @@ class RunConfig:
                 f"--warmup-ratio {self.warmup_ratio} and --warmdown-ratio {self.warmdown_ratio} "
                 "are more than the whole run. Give less of one."
             )
-        if self.run is not None and (
-            not self.run or set(self.run) & set("/\\@ ") or self.run[0] == "."
-        ):
-            raise InputError(
-                f"--run {self.run!r} cannot name a folder. Use letters, digits, '-', '_' and '.'."
-            )
+        require_run_name("--run", self.run)
         if self.save_every_minutes is not None and not 0 < self.save_every_minutes < math.inf:
             raise InputError(
                 f"--save-every-minutes {self.save_every_minutes:g} is no time. Give 0.5, 10, ..."
@@ -224,6 +232,26 @@ def require_money(max_cost: float | None) -> None:
     """Raise an `InputError` for a limit that nothing can be done below."""
     if max_cost == 0:
         raise InputError("--max-cost 0 pays for nothing. Give the dollars that it may cost.")
+
+
+def require_run_name(label: str, value: str | None) -> None:
+    """Raise an `InputError` that begins with the label unless the value, if any, names a run."""
+    if value is None:
+        return
+    if RUN_NAME.fullmatch(value) is None:
+        raise InputError(
+            f"{label} {value[:250]!r} cannot name a folder. Use A-Z, a-z, 0-9, '_', '-' "
+            "and '.', at most 200 of them, the first one neither '-' nor '.'."
+        )
+    if value.casefold() == DATASETS_FOLDER:  # also where a disk knows no capitals
+        raise InputError(
+            f"{label} {value} is the name of the folder of named datasets. Give another one."
+        )
+
+
+def require_checkpoint_name(label: str, value: str | None) -> None:
+    """Raise an `InputError` unless the value, if any, begins with a run: RUN[/stage][@step]."""
+    require_run_name(label, value and value.partition("@")[0].partition("/")[0])
 
 
 def require_no_secret(address: str) -> None:
@@ -307,6 +335,7 @@ def run_job(cls: Any, job: Callable[[Any], object]) -> None:  # Any: a dataclass
     import tyro  # only command lines need it, and a bare GPU machine may lack it
 
     from nanoray import logs  # whose errors are of this module
+    from nanoray.shell_words import check_words
 
     try:
         logs.log_to_stderr()
@@ -314,6 +343,7 @@ def run_job(cls: Any, job: Callable[[Any], object]) -> None:  # Any: a dataclass
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     try:
+        check_words(sys.argv[1:])
         config = tyro.cli(cls, config=(tyro.conf.FlagCreatePairsOff,))
         result = job(config)
     except RunStoppedError as stopped:

@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nanoray.config import (
+    LARGEST_SEED,
     InputError,
     RunConfig,
     continue_config,
     flag,
     from_json,
     identity,
+    require_checkpoint_name,
     require_no_secret,
     to_json,
     worker_range,
@@ -155,10 +158,40 @@ def test_other_numbers_of_workers_are_refused_with_the_right_form(given: str) ->
         RunConfig(num_workers=given)
 
 
-@pytest.mark.parametrize("given", ["", "a/b", "..", ".hidden", "a b", "a@3", "a\\b"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        *("", "a/b", "..", ".hidden", "a b", "a@3", "a\\b", "x::y", "a*", "[a]", "a?"),
+        *("-x", "a\nb", "a\n", "s3:", "größe", "~", "$HOME", "a" * 201),
+    ],
+)
 def test_a_run_must_be_a_name_of_a_folder(given: str) -> None:
-    with pytest.raises(InputError, match="cannot name a folder"):
+    with pytest.raises(InputError, match=r"^--run '.*' cannot name a folder\. Use "):
         RunConfig(run=given)
+    with pytest.raises(InputError, match=r"^--from '.*' cannot name a folder\. Use "):
+        require_checkpoint_name("--from", f"{given.replace('/', ' ').replace('@', ' ')}/sft@12")
+
+
+@pytest.mark.parametrize("given", ["datasets", "Datasets"])
+def test_a_run_is_not_called_as_the_folder_of_named_datasets(given: str) -> None:
+    with pytest.raises(InputError, match=f"^--run {given} is the name of the folder of named"):
+        RunConfig(run=given)
+
+
+def test_names_of_letters_digits_and_a_few_signs_will_do() -> None:
+    for name in ("d20", "_a", "D34-r40.5_x", "d4-r10-s42-0123abcd", "7", "a" * 200):
+        assert RunConfig(run=name).run == name
+        for checkpoint in (name, f"{name}/sft", f"{name}@3", f"{name}/sft@3"):
+            require_checkpoint_name("--run", checkpoint)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 99999999999999999999999])
+def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
+    with pytest.raises(
+        InputError, match=rf"^--seed {seed} does not work\. Give a number from 0 to"
+    ):
+        RunConfig(seed=seed)
+    torch.manual_seed(RunConfig(seed=LARGEST_SEED).seed)
 
 
 @pytest.mark.parametrize(
@@ -170,10 +203,13 @@ def test_a_run_must_be_a_name_of_a_folder(given: str) -> None:
         {"log_every": 0},
         {"threads_per_worker": 0},
         {"max_restarts": -1},
+        {"save_at": (3, 0)},
+        {"save_at": (-5,)},
     ],
 )
 def test_a_number_that_is_too_small_names_its_flag(wrong: dict[str, Any]) -> None:
     (name, value) = next(iter(wrong.items()))
+    value = min(value) if isinstance(value, tuple) else value
 
     with pytest.raises(InputError, match=f"^{flag(name)} {value} is too small"):
         RunConfig(**wrong)
@@ -231,6 +267,16 @@ def test_a_wrong_value_is_told_without_a_traceback(
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_empty_value_and_a_glob_without_quotes_are_one_sentence(job: Path) -> None:
+    empty = run(job, "--storage", "")
+    files = run(job, "--data", str(job), str(job.parent))
+
+    assert (empty.returncode, files.returncode) == (2, 2)
+    assert empty.stderr.startswith("error: --storage is empty, as with a variable of the shell")
+    assert files.stderr.startswith(f"error: --data is followed by 2 files ({job}, {job.parent}, ")
+    assert (empty.stderr + files.stderr).count("\n") == 2
 
 
 def test_a_job_shows_what_nanoray_logs_and_no_chatter_of_others(job: Path) -> None:

@@ -1,7 +1,6 @@
 """Conversations from files of the user, JSON lines or parquet, read as they are asked for."""
 
 import json
-import os
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,8 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from nanoray.config import DataError
-from nanoray.data.manifest import files_below
+from nanoray.data.manifest import READ_PATIENCE_SECONDS, files_below, is_folder
+from nanoray.data.patient_file import look_patiently
 from nanoray.storage import is_local, open_location
 from nanoray.task import Example
 
@@ -193,7 +193,8 @@ def find_conversations(address: str) -> ConversationFiles:
 
     Raises:
         DataError: nothing there, no such file, no conversation in them, or a damaged file.
-        StorageError: an unknown protocol, or one whose package is not installed.
+        StorageError: an unknown protocol, one whose package is not installed, or a storage that
+        cannot be read.
     """
     fs, root = open_location(address)
     paths = files_at(fs, root, tuple(FILE_KINDS))
@@ -213,25 +214,29 @@ def find_conversations(address: str) -> ConversationFiles:
 
 
 def files_at(fs: AbstractFileSystem, root: str, endings: str | tuple[str, ...] = "") -> list[str]:
-    """List the files with some endings in a folder, those behind a glob, or the one; sorted."""
+    """List the files with some endings in a folder, those behind a glob, or the one; sorted.
+
+    Raises:
+        StorageError: the storage cannot be read.
+    """
+    label = str(fs.unstrip_protocol(root)).removeprefix("file://")
+    found = look_patiently(lambda: _find_files(fs, root), READ_PATIENCE_SECONDS, label)
+    return sorted(path for path in map(str, found) if path.endswith(endings))
+
+
+def _find_files(fs: AbstractFileSystem, root: str) -> list[str]:
+    """List the files in a folder, those behind a glob, or the one."""
     if is_glob(root):
         matches = fs.glob(root, detail=True)
-        found = [path for path in matches if not is_folder(fs, path, matches[path]["type"])]
-    elif fs.isdir(root):
-        found = files_below(fs, root)
-    else:
-        found = [root] if fs.isfile(root) else []
-    return sorted(path for path in map(str, found) if path.endswith(endings))
+        return [path for path in matches if not is_folder(fs, path, matches[path]["type"])]
+    if fs.isdir(root):
+        return files_below(fs, root)
+    return [root] if fs.isfile(root) else []
 
 
 def is_glob(path: str) -> bool:
     """Say whether a path stands for others."""
     return any(sign in path for sign in "*?[")
-
-
-def is_folder(fs: AbstractFileSystem, path: str, kind: str) -> bool:
-    """Say whether what was listed as of some kind is a folder, or a link to one."""
-    return os.path.isdir(path) if is_local(fs) else kind == "directory"
 
 
 def open_file(fs: AbstractFileSystem, path: str, name: str) -> File:

@@ -14,7 +14,7 @@ from typing import TextIO
 
 import httpx
 
-from nanoray.config import InputError
+from nanoray.config import DATASETS_FOLDER, InputError
 from nanoray.data.download import Patience
 from nanoray.data.shard_folder import ShardFolder
 
@@ -98,7 +98,7 @@ def resolve_data(
 
 def dataset_folder(name: str, storage: str) -> ShardFolder:
     """Give the folder in which a named dataset is kept."""
-    return ShardFolder(storage, f"datasets/{name}", DATASETS[name].file_bytes_per_shard)
+    return ShardFolder(storage, f"{DATASETS_FOLDER}/{name}", DATASETS[name].file_bytes_per_shard)
 
 
 def fetch_dataset(

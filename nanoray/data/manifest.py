@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from nanoray.config import DataError
-from nanoray.data.patient_file import open_patiently
-from nanoray.storage import is_local, open_location, with_patience
+from nanoray.data.patient_file import look_patiently, open_patiently
+from nanoray.storage import is_local, open_location
 
 logger = logging.getLogger(__name__)
 
@@ -126,23 +126,45 @@ def find_shards(address: str) -> tuple[AbstractFileSystem, str, list[str]]:
         StorageError: the storage cannot be read now.
     """
     fs, path = open_location(address)
-    if fs.isfile(path):
-        paths, root = [path], path.rpartition("/")[0]
-    elif fs.isdir(path):
-        files = with_patience(lambda: files_below(fs, path), READ_PATIENCE_SECONDS, address)
-        paths, root = [f for f in files if f.endswith(".parquet")], path
-    elif any(sign in path for sign in "*?["):
-        paths = [str(found) for found in fs.glob(path) if str(found).endswith(".parquet")]
-        root = path[: min(path.index(sign) for sign in "*?[" if sign in path)].rpartition("/")[0]
-    else:
+    label = f"--data {address}"
+    found = look_patiently(lambda: _find_paths(fs, path), READ_PATIENCE_SECONDS, label)
+    if found is None:
         raise DataError(
-            f"--data {address} does not exist. Give a folder or glob of parquet files, an address "
+            f"{label} does not exist. Give a folder or glob of parquet files, an address "
             "such as s3://bucket/folder, or the name of a public dataset."
         )
+    root, paths = found
     if not paths:
-        raise DataError(f"--data {address} has no file that ends in .parquet. Give one that has.")
+        raise DataError(f"{label} has no file that ends in .parquet. Give one that has.")
     relative = sorted(found.removeprefix(root).lstrip("/") for found in paths)
     return fs, root if is_local(fs) else fs.unstrip_protocol(root), relative
+
+
+def _find_paths(fs: AbstractFileSystem, path: str) -> tuple[str, set[str]] | None:
+    """Give the folder in which the parquet files of a path are, and their paths; None for none."""
+    if fs.isfile(path):
+        return path.rpartition("/")[0], {path}
+    if fs.isdir(path):
+        return path, _parquet_below(fs, path)
+    signs = [path.index(sign) for sign in "*?[" if sign in path]
+    if not signs:
+        return None
+    paths = set[str]()
+    for name, info in fs.glob(path, detail=True).items():
+        if name.endswith(".parquet"):  # which is what Spark calls its folders too
+            is_inner = is_folder(fs, name, info["type"])
+            paths |= _parquet_below(fs, name) if is_inner else {str(name)}
+    return path[: min(signs)].rpartition("/")[0], paths
+
+
+def _parquet_below(fs: AbstractFileSystem, folder: str) -> set[str]:
+    """Give the parquet files in a folder and in those below it."""
+    return {path for path in files_below(fs, folder) if path.endswith(".parquet")}
+
+
+def is_folder(fs: AbstractFileSystem, path: str, kind: str) -> bool:
+    """Say whether what was listed as of some kind is a folder, or a link to one."""
+    return os.path.isdir(path) if is_local(fs) else kind == "directory"
 
 
 def files_below(fs: AbstractFileSystem, path: str) -> list[str]:
@@ -170,6 +192,11 @@ def _raise_outage(error: OSError) -> None:
 def _read_shard(fs: AbstractFileSystem, root: str, path: str, column: str) -> Shard | DataError:
     """Read one footer; a shard that cannot be used comes back as the error that says why."""
     name = f"{root}/{path}"
+    if is_local(fs) and os.path.islink(name) and not os.path.exists(name):
+        return DataError(
+            f"{name} is a link to {os.readlink(name)}, where nothing is. "
+            "Restore that, or leave the link out with --skip-bad-shards."
+        )
     ending = _read_ending(fs, name)
     try:
         metadata = pq.ParquetFile(pa.BufferReader(ending)).metadata

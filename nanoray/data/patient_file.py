@@ -4,13 +4,29 @@ Arrow has the same error for bytes that make no sense and for storage that fails
 therefore dealt with below Arrow, and what Arrow says is about the bytes.
 """
 
+import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, TypeVar
 
 from fsspec import AbstractFileSystem
 
-from nanoray.config import DataError
+from nanoray.config import DataError, StorageError
 from nanoray.storage import with_patience
+
+T = TypeVar("T")
+
+UNREACHABLE_SECONDS = 10.0
+"""How long a server is looked for at first: its address may well be wrong, and a person waits."""
+UNREACHABLE = ("ClientConnectorError", "EndpointConnectionError", "ConnectionRefusedError")
+"""Errors of client libraries that found no server: a name without address, a closed port."""
+REFUSED = (
+    *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"),
+    *("ParamValidationError", "PermissionError"),
+)
+"""Errors, also of libraries that need not be installed, which waiting does not mend."""
+PASSING_STATUS = (408, 425, 429)
+"""Of the HTTP statuses from 400 to 499, those that mean: not now."""
 
 
 class PatientFile:
@@ -82,3 +98,47 @@ def open_patiently(fs: AbstractFileSystem, path: str, seconds: float) -> Patient
         return opened
 
     return PatientFile(with_patience(open_once, seconds, path), path, seconds)
+
+
+def look_patiently(look: Callable[[], T], seconds: float, label: str) -> T:
+    """Look at a place for the first time, for as long as its storage fails in passing.
+
+    Args:
+        look: called until it ends.
+        seconds: how long that may take.
+        label: the place as it was given, which the text of an error begins with.
+
+    Raises:
+        StorageError: the storage failed for longer, does not let us in, or is not there.
+    """
+    began = time.monotonic()
+
+    def look_once() -> T:
+        try:
+            return look()
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if is_refusal(error):
+                raise StorageError(
+                    f"{label} may not be read ({reason}). Check the address, and the credentials "
+                    "in the environment."
+                ) from error
+            if is_named(error, UNREACHABLE) and time.monotonic() - began >= UNREACHABLE_SECONDS:
+                raise StorageError(
+                    f"{label} cannot be reached ({reason}). Check the address and the network."
+                ) from error
+            raise
+
+    return with_patience(look_once, seconds, label)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Say whether a storage has answered that it does not let us in, or was not asked for that."""
+    status = getattr(error, "status", None)  # of aiohttp
+    answered = isinstance(status, int) and 400 <= status < 500 and status not in PASSING_STATUS
+    return answered or is_named(error, REFUSED)
+
+
+def is_named(error: Exception, names: tuple[str, ...]) -> bool:
+    """Say whether an error, or a class that it is derived from, has one of these names."""
+    return any(kind.__name__ in names for kind in type(error).__mro__)

@@ -24,7 +24,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from nanoray.config import StorageError
+from nanoray.config import DATASETS_FOLDER, StorageError
 from nanoray.data.download import (
     Downloader,
     Patience,
@@ -150,7 +150,7 @@ class ShardFolder:
                 f"{place} has {free / 1e9:.1f} GB free, and {len(names):,} more shards need "
                 f"{need / 1e9:.1f} GB. Free some space, fetch less, or give another --storage."
             )
-        RunFolder(self.storage, "datasets").check_writable(0)
+        RunFolder(self.storage, DATASETS_FOLDER).check_writable(0)
 
     def fetch(self, urls: dict[str, str], patience: Patience, stream: TextIO | None = None) -> None:
         """Fetch what is missing of these shards, given by name.

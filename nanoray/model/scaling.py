@@ -10,6 +10,8 @@ from nanoray.config import InputError
 from nanoray.model.gpt import GPTConfig
 
 WIDTH_PER_LAYER = 64
+MOST_LAYERS, MOST_TOKENS = 10_000, 10**18
+"""Far above what anybody trains, and below where numbers overflow."""
 REFERENCE_DIM = 768
 """Width at which the learning rates of embedding and unembedding were tuned."""
 
@@ -46,10 +48,12 @@ def gpt_config(
     """Derive the model's shape from its depth: width 64 per layer, heads of `head_dim`.
 
     Raises:
-        InputError: depth 0, or a width that the head dimension does not divide.
+        InputError: no depth or too much of it, or a width that the head dimension does not divide.
     """
     if depth < 1:
         raise InputError(f"--depth {depth} has no layers. The least is 1.")
+    if depth > MOST_LAYERS:
+        raise InputError(f"--depth {depth} is more than any model has. The most is {MOST_LAYERS}.")
     if max_seq_len < 1:
         raise InputError(f"--max-seq-len {max_seq_len} has no tokens. The least is 1.")
     width = WIDTH_PER_LAYER * depth
@@ -101,7 +105,7 @@ def training_budget(
     """Decide how long to train; exactly one of the three horizons is given.
 
     Raises:
-        InputError: none or several horizons, or one too short for a single step.
+        InputError: none or several horizons, one too short for a single step, or too long.
     """
     given = {
         "--num-steps": num_steps,
@@ -111,9 +115,13 @@ def training_budget(
     named = [f"{name} {value}" for name, value in given.items() if value is not None]
     if len(named) != 1:
         raise InputError(f"Give one of {', '.join(given)}, not {' and '.join(named) or 'none'}.")
-    if not all(math.isfinite(value) for value in given.values() if value is not None):
+    if any(isinstance(value, float) and not math.isfinite(value) for value in given.values()):
         raise InputError(f"{named[0]} is not a finite number. Give one.")
     params, flops = num_parameters(config), flops_per_token(config)
+    wanted: float = (num_steps or 0) * total_batch_tokens
+    wanted = max(wanted, (target_flops or 0) / flops, (tokens_per_param or 0) * params)
+    if wanted > MOST_TOKENS:
+        raise InputError(f"{named[0]} is more than {MOST_TOKENS:.0e} tokens. Give less.")
     if num_steps is not None:
         steps = num_steps
     elif target_flops is not None:

@@ -124,9 +124,10 @@ def wanted_text(config: FetchConfig) -> tuple[float, str]:
         InputError: a width, batch or horizon that does not work out.
     """
     dataset = DATASETS[config.data]
-    most = (dataset.num_shards - 1) * dataset.text_bytes_per_shard
     if config.num_shards is not None:
-        num_bytes = min(most, config.num_shards * dataset.text_bytes_per_shard)
+        # Counted before it is multiplied: a number of any size would overflow.
+        num_shards = min(config.num_shards, dataset.num_shards - 1)
+        num_bytes = num_shards * dataset.text_bytes_per_shard
         return num_bytes, f"--num-shards {config.num_shards}: {num_bytes / 1e9:,.1f} GB of text"
     asked = {name: getattr(config, name) for name in PLAN_FIELDS}
     run = decide(PretrainConfig(**asked), on_gpu=True, dtype="bfloat16")
@@ -136,6 +137,7 @@ def wanted_text(config: FetchConfig) -> tuple[float, str]:
         f"{run.run} with {run.vocab_size:,} ids reads {tokens:,} tokens: {num_bytes / 1e9:,.1f} GB "
         f"of text at {BYTES_PER_TOKEN} bytes each"
     )
+    most = (dataset.num_shards - 1) * dataset.text_bytes_per_shard
     if num_bytes > most:
         reason += f", which is all of the dataset {num_bytes / most:.1f} times"
     return num_bytes, reason

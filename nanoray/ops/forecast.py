@@ -12,7 +12,7 @@ from typing import Annotated
 import tyro
 
 from nanoray.cluster import connection
-from nanoray.config import InputError, flag, require_positive
+from nanoray.config import InputError, flag, require_positive, require_run_name
 from nanoray.ops.forecast_card import SAME, as_html, as_text, recommendation
 from nanoray.ops.forecast_cost import Machine, choose_machine, run_facts, usual_batch
 from nanoray.ops.forecast_facts import Basis, Facts, gather, law_for
@@ -73,6 +73,9 @@ class ForecastConfig:
                     f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not given. "
                     "Write jobs/forecast.py SWEEP --depth 34 --ratio 40, or --grade RUN."
                 )
+        require_run_name("SWEEP", self.sweep)
+        for part in [] if self.grade is None else self.grade.split("/", 1):
+            require_run_name("--grade", part)
         for name in ("depth", "num_workers", "device_batch_size", "vocab_size", "max_seq_len"):
             require_positive(name, getattr(self, name))
         for name in ("ratio", "budget_flops", "budget_dollars", "mfu", "interval"):

@@ -14,7 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nanoray.cluster import connection
-from nanoray.config import DataError, InputError, RunConfig, flag, require_positive, to_json
+from nanoray.config import (
+    DataError,
+    InputError,
+    RunConfig,
+    flag,
+    require_positive,
+    require_run_name,
+    to_json,
+)
 from nanoray.data.datasets import DATASETS
 from nanoray.data.manifest import Manifest, check_unchanged, find_shards
 from nanoray.goodput import read_account
@@ -76,6 +84,7 @@ class PipelineConfig:
     """Price, for the cost of each stage; by default that of its kind (nanoray/prices.py)."""
 
     def __post_init__(self) -> None:
+        require_run_name("--run", self.run)
         require_positive("eval_max_per_task", self.eval_max_per_task)
         require_positive("dollars_per_gpu_hour", self.dollars_per_gpu_hour, least=0)
 

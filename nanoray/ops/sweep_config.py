@@ -5,7 +5,15 @@ from typing import Annotated
 
 import tyro
 
-from nanoray.config import InputError, flag, require_positive, worker_range
+from nanoray.config import (
+    LARGEST_SEED,
+    InputError,
+    flag,
+    require_between,
+    require_positive,
+    require_run_name,
+    worker_range,
+)
 from nanoray.ops.trials import Grid, check_base, read_numbers
 from nanoray.prices import dollars_per_hour
 from nanoray.stages.pretrain_config import PretrainConfig
@@ -52,6 +60,8 @@ class SweepConfig:
                 raise InputError(
                     f"{flag(name)} {value:g} pays for nothing. Give more, or leave it."
                 )
+        for name in self.compare or ():
+            require_run_name("--compare", name)
         if self.compare is not None:
             return
         if self.depths is None or (self.ratios is None) == (self.flops is None):
@@ -60,6 +70,8 @@ class SweepConfig:
                 "--flops, as in 1e18,2e18."
             )
         check_base(self.pretrain)
+        for seed in self.grid.seeds:
+            require_between("seeds", seed, LARGEST_SEED)
         workers = worker_range(self.pretrain.num_workers)
         if workers is not None and workers[0] != workers[1]:
             raise InputError(

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nanoray.config import InputError, require_positive
+from nanoray.config import InputError, require_checkpoint_name, require_positive
 
 KEYS_VARIABLE = "NANORAY_API_KEYS"
 
@@ -58,6 +58,9 @@ class ServeConfig:
         Raises:
             InputError: a value that cannot be used.
         """
+        require_checkpoint_name("--run", self.run)
+        for other in self.others:
+            require_checkpoint_name("--others", other)
         for name in ("port", "max_sequences", "step_tokens", "poll_seconds", "stuck_seconds"):
             require_positive(name, getattr(self, name), least=0 if name.endswith("ds") else 1)
         if self.dtype not in (None, "bfloat16", "float32"):

@@ -8,7 +8,14 @@ from typing import Annotated
 
 import tyro
 
-from nanoray.config import InputError, RunConfig, identity, require_one_of, require_positive
+from nanoray.config import (
+    InputError,
+    RunConfig,
+    identity,
+    require_checkpoint_name,
+    require_one_of,
+    require_positive,
+)
 from nanoray.data.conversations import CHAT_PACKINGS
 from nanoray.model.gpt import GPTConfig
 from nanoray.stages.pretrain_config import (
@@ -124,6 +131,7 @@ class FinetuneConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_checkpoint_name("--from", self.from_)
         for name in (
             "max_seq_len",
             "total_batch_tokens",

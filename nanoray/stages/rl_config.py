@@ -7,7 +7,14 @@ from typing import Annotated
 
 import tyro
 
-from nanoray.config import InputError, RunConfig, flag, identity, require_positive
+from nanoray.config import (
+    InputError,
+    RunConfig,
+    flag,
+    identity,
+    require_checkpoint_name,
+    require_positive,
+)
 from nanoray.inference.engine import EngineConfig
 from nanoray.model.gpt import GPTConfig
 from nanoray.rl.rollout import RolloutConfig
@@ -73,6 +80,7 @@ class RLConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require_checkpoint_name("--from", self.from_)
         for name in (
             "task_size",
             "examples_per_step",

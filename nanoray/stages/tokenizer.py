@@ -1,6 +1,8 @@
 """Training a tokenizer: words counted on the cluster, merges learned on the driver."""
 
+import contextlib
 import logging
+import os
 import time
 from dataclasses import dataclass
 
@@ -10,7 +12,7 @@ from nanoray.data.datasets import resolve_data
 from nanoray.data.manifest import Manifest, make_manifest
 from nanoray.data.plan import first_units, read_documents, split_units
 from nanoray.data.word_counts import count_words
-from nanoray.storage import open_location, write_file
+from nanoray.storage import is_local, missing_folders, open_location, write_file
 from nanoray.text.bpe import learn_merges
 from nanoray.text.tokenizer import SMALLEST_VOCABULARY, SPLIT_PATTERN, Tokenizer
 from nanoray.text.tokenizer_file import save_tokenizer
@@ -71,6 +73,7 @@ def check_output(address: str) -> None:
     if fs.isdir(path):
         raise InputError(f"--output {address} is a folder. Name a file in it.")
     probe = f"{path}.probe"
+    fresh = missing_folders(os.path.dirname(path)) if is_local(fs) else []
     try:
         write_file(fs, probe, b"probe")
         fs.rm_file(probe)
@@ -78,16 +81,28 @@ def check_output(address: str) -> None:
         raise InputError(
             f"--output {address} cannot be written ({error}). Name a file in a folder that can."
         ) from error
+    finally:
+        # The training may be refused, and must leave nothing behind. Another file may have moved in
+        # meanwhile, or the folders were not made.
+        for folder in fresh:
+            with contextlib.suppress(OSError):
+                os.rmdir(folder)
 
 
 def learn_tokenizer(manifest: Manifest, vocab_size: int, max_chars: int) -> Tokenizer:
     """Train on the first `max_chars` of the training part; needs a connection to Ray.
 
     Raises:
+        DataError: there is no text.
         InputError: the text has too few different words for so many ids.
     """
     training, _ = split_units(manifest)
     counts = count_words(manifest, first_units(training, max_chars), SPLIT_PATTERN)
+    if not counts:
+        raise DataError(
+            f"--data {manifest.root} has no text in its training part: all documents are empty. "
+            f"Give others, or name another column than {manifest.text_column!r} with --text-column."
+        )
     num_merges = vocab_size - SMALLEST_VOCABULARY
     merges = learn_merges(counts, num_merges)
     if len(merges) < num_merges:

@@ -8,9 +8,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import NoCredentialsError
 
 from nanoray.config import DataError, StorageError
 from nanoray.data.conversation_files import ConversationFiles, find_conversations
+from nanoray.storage import open_location
 from nanoray.text.chat import render
 from tests.data.shards import raw_strings
 from tests.support import tiny_tokenizer
@@ -175,6 +177,19 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"a\.parquet cannot be read as parquet"):
         find_conversations(str(tmp_path))
+
+
+def test_a_storage_without_credentials_is_one_sentence(
+    memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> bool:
+        raise NoCredentialsError
+
+    memory.pipe_file("/chats/a.jsonl", b"")
+    monkeypatch.setattr(open_location("memory://chats")[0], "isdir", refuse)
+
+    with pytest.raises(StorageError, match=r"^memory:///chats may not be read \(Unable to locate"):
+        find_conversations("memory://chats")
 
 
 def test_an_address_without_conversations_is_refused(tmp_path: Path) -> None:

@@ -198,6 +198,18 @@ def test_a_glob_over_folders_keeps_their_names(tmp_path):
     assert manifest.root == f"{tmp_path}/texts"
 
 
+def test_a_folder_with_the_ending_of_a_shard_is_searched_too(tmp_path):
+    texts = tmp_path / "texts"
+    write_shard(texts / "x.parquet" / "part-0.snappy.parquet", ["as Spark writes"])
+    write_shard(texts / "x.parquet" / "more" / "part-1.parquet", ["deep"])
+    (texts / "x.parquet" / "_SUCCESS").write_text("")
+    write_shard(texts / "y.parquet", ["one file"])
+    names = ["x.parquet/more/part-1.parquet", "x.parquet/part-0.snappy.parquet", "y.parquet"]
+
+    for address in (texts, f"{texts}/*", f"{texts}/*.parquet", f"{texts}/**"):
+        assert paths_of(make_manifest(str(address), "text")) == names
+
+
 def test_nested_folders_are_searched(tmp_path):
     write_shard(tmp_path / "texts/2023/05/x.parquet", ["deep"])
     write_shard(tmp_path / "texts/y.parquet", ["shallow"])
@@ -323,6 +335,9 @@ def test_any_filesystem_will_do(memory_folder):
     assert manifest.root.startswith("memory://")
     assert check_unchanged(manifest, memory_folder) == manifest
     assert paths_of(make_manifest(f"{memory_folder}/*_1.parquet", "text")) == [NAMES[1]]
+    with fsspec.open(f"{memory_folder}/spark.parquet/part.parquet", "wb") as file:
+        pq.write_table(pa.table({"text": sentences(3)}), file)
+    assert paths_of(make_manifest(f"{memory_folder}/sp*", "text")) == ["spark.parquet/part.parquet"]
     assert paths_of(make_manifest(f"{memory_folder}/{NAMES[2]}", "text")) == [NAMES[2]]
 
 

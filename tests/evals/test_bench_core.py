@@ -31,3 +31,5 @@ def test_settings_without_a_meaning_are_refused() -> None:
         CoreBench(run="r", per_task=5)
     with pytest.raises(InputError, match="--dtype int8 is unknown"):
         CoreBench(run="r", dtype="int8")
+    with pytest.raises(InputError, match=r"--run 'a\*' cannot name a folder"):
+        CoreBench(run="a*")

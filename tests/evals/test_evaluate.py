@@ -206,6 +206,7 @@ def test_a_vocabulary_that_is_not_the_checkpoints_is_refused(
         ({"run": "a@5", "step": 7}, "--step 7 belongs to a --run without @step"),
         ({"run": "a", "dtype": "fp8"}, "--dtype fp8 is unknown"),
         ({"run": "a", "batch_size": 0}, "--batch-size 0 is too small"),
+        ({"run": "a b/sft"}, "--run 'a b' cannot name a folder"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(fields: dict[str, object], said: str) -> None:

@@ -136,6 +136,10 @@ def test_a_horizon_in_tokens_per_parameter_is_rounded_down() -> None:
         ({"target_flops": 1e9}, "--target-flops 1000000000.0 is less than one step"),
         ({"tokens_per_param": 0.001}, "--tokens-per-param 0.001 is less than one step"),
         ({"tokens_per_param": float("inf")}, "--tokens-per-param inf is not a finite number"),
+        ({"tokens_per_param": 1e300}, "--tokens-per-param 1e+300 is more than 1e+18 tokens. Give"),
+        ({"tokens_per_param": 1e308}, "--tokens-per-param 1e+308 is more than"),
+        ({"target_flops": 1e300}, "--target-flops 1e+300 is more than"),
+        ({"num_steps": 10**400}, "0 is more than"),
         ({"target_flops": float("nan")}, "--target-flops nan is not a finite number"),
     ],
 )
@@ -156,6 +160,7 @@ def test_a_horizon_that_does_not_work_out_names_its_flag(
         (4, 100, "Give --head-dim 32 or 64 or 128 or 256, or another depth."),
         (4, 0, "--head-dim 0 does not divide"),
         (0, 128, "--depth 0 has no layers. The least is 1."),
+        (10**11, 128, "--depth 100000000000 is more than any model has. The most is 10000."),
         (-3, 128, "--depth -3 has no layers. The least is 1."),
     ],
 )

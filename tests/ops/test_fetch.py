@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nanoray.config import InputError, StorageError
-from nanoray.ops.fetch import FetchConfig, fetch
+from nanoray.ops.fetch import FetchConfig, fetch, wanted_text
 from tests.hub import Hub, running_hub
 
 REPOSITORY = Path(__file__).parents[2]
@@ -93,11 +93,18 @@ def test_a_dataset_larger_than_the_disk_is_refused(hub, tmp_path):
             "--num-steps and --target-flops",
         ),
         ({"data": "climbmix", "depth": 3}, "--head-dim 128 does not divide"),
+        ({"data": "climbmix", "tokens_per_param": 1e300}, r"1e\+300 is more than 1e\+18 tokens"),
     ],
 )
 def test_wrong_input_is_told_with_its_remedy(wrong, message, tmp_path):
     with pytest.raises(InputError, match=message):
         fetch(FetchConfig(storage=str(tmp_path), dry_run=True, **wrong))
+
+
+def test_more_shards_than_there_are_is_all_of_them():
+    num_bytes, _ = wanted_text(FetchConfig(data="climbmix", num_shards=10**400))
+
+    assert num_bytes == 6542 * 250e6
 
 
 def test_the_job_fetches_without_ray(hub, tmp_path):

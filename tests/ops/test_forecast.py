@@ -75,6 +75,7 @@ def test_a_sweep_that_is_not_there_is_named(tmp_path: Path) -> None:
         ({"sweep": "s", "depth": 6, "ratio": 5, "budget_flops": 0}, "--budget-flops 0 does not"),
         ({"sweep": "s", "depth": 6, "ratio": 5, "interval": 1.0}, "--interval 1 is no part"),
         ({"sweep": "s", "depth": 6, "ratio": 5, "mfu": 1.5}, "--mfu 1.5 is not a utilization"),
+        ({"sweep": "s*", "depth": 6, "ratio": 5}, "SWEEP 's*' cannot name a folder"),
     ],
 )
 def test_what_cannot_be_asked_is_named(fields: dict[str, object], sentence: str) -> None:

@@ -208,3 +208,9 @@ def test_the_job_grades_a_run_by_its_name(made: tuple[Path, float]) -> None:
 
     assert done.returncode == 0, done.stderr
     assert f"{storage}/s/grade-d10.json" in done.stdout
+
+
+def test_a_run_or_a_trial_is_named_as_such() -> None:
+    assert ForecastConfig(grade="s/d4-r10").grade == "s/d4-r10"
+    with pytest.raises(InputError, match="--grade 'x::y' cannot name a folder"):
+        ForecastConfig(grade="s/x::y")

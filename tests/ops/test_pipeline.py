@@ -199,6 +199,11 @@ def test_what_is_left_open_is_as_it_was(tmp_path: Path) -> None:
     )
 
 
+def test_a_name_that_no_run_can_have_is_refused() -> None:
+    with pytest.raises(InputError, match=r"--run 'a\*' cannot name a folder"):
+        PipelineConfig(run="a*")
+
+
 @pytest.mark.parametrize("name", ["r", "r/pretrain", "r/pretrain@10"])
 def test_a_checkpoint_may_be_named_without_its_step(tmp_path: Path, name: str) -> None:
     run = begin(tmp_path, FinetuneConfig())

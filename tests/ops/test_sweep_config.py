@@ -39,6 +39,8 @@ def test_one_seed_may_be_given_as_for_a_single_run() -> None:
             "--num-workers 2:8 is a range",
         ),
         ({"depths": "4", "ratios": "5", "pretrain": PretrainConfig(depth=4)}, "--depth"),
+        ({"depths": "4", "ratios": "5", "seeds": f"1,{2**64}"}, f"--seeds {2**64} does not work"),
+        ({"compare": ("a", "b*")}, r"--compare 'b\*' cannot name a folder"),
     ],
 )
 def test_wrong_input_is_told_in_one_sentence(settings, named) -> None:

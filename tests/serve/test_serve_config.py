@@ -25,11 +25,13 @@ def test_replicas_are_a_number_or_a_range(given: str, bounds: tuple[int, int]) -
         ({"step_tokens": 8}, "--step-tokens 8 is less than --max-sequences 32"),
         ({"port": 0}, "--port 0"),
         ({"max_sequences": 0}, "--max-sequences 0"),
+        ({"run": "a*/sft@3"}, r"--run 'a\*' cannot name a folder"),
+        ({"others": ("b", "x::y")}, "--others 'x::y' cannot name a folder"),
     ],
 )
 def test_what_cannot_work_is_refused(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        ServeConfig(run="r", **fields)
+        ServeConfig(**{"run": "r", **fields})
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3", "example.org"])

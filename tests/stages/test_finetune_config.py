@@ -81,6 +81,7 @@ def test_the_length_follows_from_the_rows_and_the_epochs() -> None:
         ({"mixture": "gsm8k=0"}, "--mixture has 'gsm8k=0'"),
         ({"mixture": "gsm8k*0"}, "which is no source"),
         ({"validation_mixture": "GSM8K!"}, "has 'GSM8K!'"),
+        ({"from_": "a*"}, "--from 'a*' cannot name a folder"),
         ({"epochs": 0.0}, "--epochs 0 must be above 0"),
         ({"lr_fraction": float("nan")}, "--lr-fraction nan must be above 0"),
         ({"learn": "user"}, "--learn user is unknown. Choose assistant or all"),

@@ -63,6 +63,7 @@ def test_the_cache_of_an_engine_holds_at_least_one_whole_context() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
+        ({"from_": "x::y/sft"}, "--from 'x::y' cannot name a folder"),
         ({"num_samples": 1}, "--num-samples 1 is too small. The least is 2"),
         ({"temperature": 0.0}, "--temperature 0 must be above 0"),
         ({"max_staleness": 1}, "--max-staleness 1 needs --rollout-workers"),

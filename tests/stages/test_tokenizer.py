@@ -10,6 +10,7 @@ from nanoray.data.plan import read_documents, split_units
 from nanoray.stages.tokenizer import (
     TokenizerConfig,
     bytes_per_token,
+    check_output,
     train_tokenizer,
 )
 from nanoray.text.tokenizer import Tokenizer
@@ -64,6 +65,39 @@ def test_more_ids_than_the_text_gives_are_refused_and_nothing_is_written(
     assert code == 2, output
     assert "--vocab-size 90000 is more than the text gives: it has" in output
     assert not file.exists()
+
+
+@pytest.mark.cluster
+def test_a_training_part_without_text_is_told(ray_cluster: Cluster, tmp_path: Path) -> None:
+    write_shard(tmp_path / "data" / "a.parquet", ["", None])
+    write_shard(tmp_path / "data" / "b.parquet", ["some text"])
+
+    code, output = run_job(
+        "tokenizer.py",
+        *(
+            "--data",
+            tmp_path / "data",
+            "--vocab-size",
+            512,
+            "--output",
+            tmp_path / "new" / "t.json",
+        ),
+        env=ray_cluster.environment(),
+    )
+
+    assert code == 2, output
+    assert f"--data {tmp_path}/data has no text in its training part" in output
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("there", ["", "new"])
+def test_a_look_at_the_output_leaves_no_folder_behind(tmp_path: Path, there: str) -> None:
+    (tmp_path / there).mkdir(exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
+
+    check_output(str(tmp_path / "new" / "deep" / "tokenizer.json"))
+
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_compression_is_measured_on_held_out_text(tmp_path: Path) -> None:
