@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from nanoray.credentials import without_secrets
+from nanoray.credentials import without_secrets, words_of
 
 FORMAT_VERSION = 1
 """Written into every JSON file of a run, so that a later nanoray knows what it reads."""
@@ -307,6 +307,8 @@ def run_job(cls: Any, job: Callable[[Any], object]) -> None:  # Any: a dataclass
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     try:
+        for word in words_of(sys.argv[1:]):  # the parser tells what it does not understand
+            require_no_secret(word)
         config = tyro.cli(cls, config=(tyro.conf.FlagCreatePairsOff,))
         result = job(config)
     except RunStoppedError as stopped:
