@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from nanoray.credentials import without_secrets
+from nanoray.credentials import without_secrets, words_of
 
 FORMAT_VERSION = 1
 """Written into every JSON file of a run, so that a later nanoray knows what it reads."""
@@ -329,12 +329,12 @@ def run_job(cls: Any, job: Callable[[Any], object]) -> None:  # Any: a dataclass
     """Parse the command line into `cls`, call the job, and print what it returns.
 
     Wrong input ends the process with one sentence and exit code 2, and so does a run that another
-    start has taken over: neither is to be tried again. A run that failed ends with code 1, Ctrl-C
-    with code 130.
+    start has taken over: neither is to be tried again. A run that failed ends with code 1, as does
+    a job whose storage was away, Ctrl-C with code 130.
     """
     import tyro  # only command lines need it, and a bare GPU machine may lack it
 
-    from nanoray import logs  # whose errors are of this module
+    from nanoray import logs, storage_errors  # whose errors are of this module
     from nanoray.shell_words import check_words
 
     try:
@@ -343,6 +343,8 @@ def run_job(cls: Any, job: Callable[[Any], object]) -> None:  # Any: a dataclass
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     try:
+        for word in words_of(sys.argv[1:]):  # the parser tells what it does not understand
+            require_no_secret(word)
         check_words(sys.argv[1:])
         config = tyro.cli(cls, config=(tyro.conf.FlagCreatePairsOff,))
         result = job(config)
@@ -354,7 +356,12 @@ def run_job(cls: Any, job: Callable[[Any], object]) -> None:  # Any: a dataclass
         sys.exit(2 if isinstance(error, (InputError, RunReplacedError)) else 1)
     except BrokenPipeError:  # `--help | head`
         sys.exit(141)
-    except Exception as error:  # a fault of ours, whose text may hold what libraries know
+    except Exception as error:
+        outage = storage_errors.sentence_of(error)
+        if outage is not None:
+            logs.say_last(f"error: {outage}")
+            sys.exit(1)
+        # A fault of ours, whose text may hold what libraries know.
         text = "".join(traceback.format_exception_only(error)).strip()
         logs.say_last(text, traceback=traceback.format_exc())
         sys.exit(1)

@@ -299,6 +299,26 @@ def test_an_address_with_a_secret_is_refused_without_showing_it(name: str, addre
     require_no_secret("abfs://container@account/runs")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--dta", "s3://KEY:sentinel@bucket/x"),
+        ("--storag=s3://KEY:sentinel@bucket/x",),
+        ("--depth", "s3://KEY:sentinel@bucket/x"),
+        ("--depth", "https://host/x?sig=sentinel"),
+        ("https://me:1234/sentinel@host/x", "--help"),
+    ],
+)
+def test_the_parser_shows_no_secret_of_an_address(job: Path, arguments: tuple[str, ...]) -> None:
+    done = run(job, *arguments)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert "has a secret in it (***)" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "sentinel" not in done.stderr
+
+
 def test_what_a_job_says_shows_no_secret_of_an_address(job: Path) -> None:
     done = run(job, "--ending", "telling")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nanoray.credentials import without_secrets
+from nanoray.credentials import without_secrets, words_of
 
 
 @pytest.mark.parametrize(
@@ -18,6 +18,10 @@ from nanoray.credentials import without_secrets
         ("https://h/x.parquet?download&token=abc", "https://h/x.parquet?***"),
         ("HTTPS://abc@h/x", "HTTPS://***@h/x"),
         ("s3://AKIA:7/abc@bucket/runs", "s3://***@bucket/runs"),
+        ("https://me:1234/ab@host/x", "https://***@host/x"),
+        ("https://first.last:1234?ab@host/x", "https://***@host/x"),
+        ("http://me:12#/ab@host:8000/x", "http://***@host:8000/x"),
+        ("https://me@corp.com:ab@host/x", "https://***@host/x"),
         ("Authorization: Bearer abcdefghijklmnop", "Authorization: Bearer ***"),
         ("see 'https://host/x?token=abc' there", "see 'https://host/x?*** there"),
     ],
@@ -33,7 +37,11 @@ def test_secrets_are_taken_out_of_addresses(text: str, safe: str) -> None:
         "abfs://container@account.dfs.core.windows.net/runs",
         "sftp://me@host/runs",
         "http://127.0.0.1:8000/@name/x",
+        "http://127.0.0.1:8000/a@b",
+        "http://localhost:8000/a@b",
+        "http://host:8000/@name/x",
         "http://[::1]:8000/a@b",
+        '{"page":"http://host:8000/","by":"me@example.org"}',
         "https://host/@name/x",
         "me@example.org",
         "s3://bucket/year?/month=12/*.parquet",
@@ -44,3 +52,15 @@ def test_secrets_are_taken_out_of_addresses(text: str, safe: str) -> None:
 )
 def test_what_is_no_secret_stays(text: str) -> None:
     assert without_secrets(text) == text
+
+
+def test_words_of_a_command_are_looked_at_one_by_one_and_free_text_is_left_out() -> None:
+    arguments = ["--data=s3://a", "--pretrain=--depth 1 --data s3://b", "stage", "--prompt"]
+    arguments += ["is https://me:p@h/ safe?", "--system=see https://h/x?a=1", "--model", "m"]
+
+    words = list(words_of(arguments))
+
+    assert words == [
+        *("--data=s3://a", "--pretrain=--depth", "1", "--data", "s3://b", "stage"),
+        *("--prompt", "--model", "m"),
+    ]

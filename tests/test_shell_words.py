@@ -51,3 +51,7 @@ def test_other_words_are_left_to_the_flags(tmp_path: Path) -> None:
     check_words(["--data", there, "nowhere"])
     check_words(["--compare", there, there])
     check_words([])
+
+
+def test_a_prompt_may_be_empty() -> None:
+    check_words(["--system", "", "--prompt="])

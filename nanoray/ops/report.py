@@ -1,5 +1,6 @@
 """What a run has done so far and where its time went, for a person or a program."""
 
+import contextlib
 import io
 import json
 import math
@@ -9,20 +10,23 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from nanoray.cluster import connection
 from nanoray.config import InputError, flag
 from nanoray.events import failure_history, read_events
-from nanoray.goodput import CATEGORIES, read_account
+from nanoray.goodput import CATEGORIES, newest_account
 from nanoray.metrics import read_metrics
+from nanoray.ops.silence import silence_of
 from nanoray.progress import duration
 from nanoray.report import ReportFacts, read_facts, write_report
 from nanoray.report_card import read_card
 from nanoray.stages.pretrain import STAGE
-from nanoray.storage import RunFolder, StageFolder
+from nanoray.storage import RunFolder, StageFolder, is_outage
+from nanoray.storage_errors import describe, told_in_a_sentence
 from nanoray.train.rollback import read_rollbacks
 
 WATCH_SECONDS = 2.0
@@ -66,9 +70,16 @@ def report(config: ReportConfig) -> str:
 
     Raises:
         InputError: there is no such run.
+        StorageError: its storage cannot be read, or the report not be written.
     """
-    run, _, stage = config.run.partition("/")
     storage = connection.absolute_address(config.storage or "runs")
+    with told_in_a_sentence(storage):
+        return report_in(storage, config)
+
+
+def report_in(storage: str, config: ReportConfig) -> str:
+    """Write the report of a run in a storage, and give its summary."""
+    run, _, stage = config.run.partition("/")
     folder = RunFolder(storage, run).stage(stage or STAGE)
     if folder.read_config() is None:
         raise InputError(f"{folder} holds no run. Give the name of one, and its --storage.")
@@ -90,12 +101,22 @@ def report(config: ReportConfig) -> str:
     )
 
 
-def watch(folder: StageFolder) -> None:
-    """Show how a run gets on, until its job has ended."""
-    with Live(auto_refresh=False) as live:
+def watch(folder: StageFolder, console: Console | None = None) -> None:
+    """Show how a run gets on, until its job has ended or somebody presses Ctrl-C."""
+    shown: list[RenderableType] = []
+    with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(Group(*tables(folder, summary_of(folder))), refresh=True)
-            if [event["event"] for event in read_events(folder)[-1:]] == ["stop"]:
+            problem = ""
+            has_ended = False
+            try:
+                shown = tables(folder, summary_of(folder))
+                has_ended = [event["event"] for event in read_events(folder)[-1:]] == ["stop"]
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                problem = f"{folder} cannot be read now ({describe(error)}); tried again"
+            live.update(Group(*([Text(problem)] if problem else []), *shown), refresh=True)
+            if has_ended:
                 return
             time.sleep(WATCH_SECONDS)
 
@@ -106,7 +127,8 @@ def summary_of(folder: StageFolder) -> dict[str, Any]:  # Any: JSON
     newest: dict[str, Any] = {}
     for record in records:
         newest |= {name: value for name, value in record.items() if value is not None}
-    account, events = read_account(folder), read_events(folder)
+    events = read_events(folder)
+    account = newest_account(events, records)
     return {
         "run": folder.run.run,
         "stage": folder.name,
@@ -121,6 +143,7 @@ def summary_of(folder: StageFolder) -> dict[str, Any]:  # Any: JSON
         "wall_seconds": account.total,
         "goodput": account.seconds["productive"] / account.total if account.total else None,
         "dollars": account.dollars,
+        "silent": silence_of(records, events),
     }
 
 
@@ -160,8 +183,8 @@ def as_table(folder: StageFolder, facts: dict[str, Any]) -> str:  # Any: JSON
     return f"{text.getvalue()}\nreport: {folder}/report.html"
 
 
-def tables(folder: StageFolder, facts: dict[str, Any]) -> tuple[Table, Table]:  # Any: JSON
-    """Give summary and account."""
+def tables(folder: StageFolder, facts: dict[str, Any]) -> list[RenderableType]:  # Any: JSON
+    """Give summary and account, and say above them if nothing has been told for long."""
     summary = Table(title=f"{folder.run.run} / {folder.name}", show_header=False)
     for label, value in lines_of(facts).items():
         if not value:
@@ -173,7 +196,8 @@ def tables(folder: StageFolder, facts: dict[str, Any]) -> tuple[Table, Table]:  
         account.add_row(CATEGORIES[name], share, duration(seconds))
     account.add_section()
     account.add_row("all", "100 %", duration(facts["wall_seconds"]))
-    return summary, account
+    # At the top: what does not fit a terminal is cut off at the bottom.
+    return [*([Text(facts["silent"])] if facts["silent"] else []), summary, account]
 
 
 def as_json(value: Any) -> Any:  # Any: JSON, and numbers that it cannot hold

@@ -184,6 +184,8 @@ def test_the_doctor_and_a_server_tell_no_secret_either(traces: Traces) -> None:
             {},
         ),
         (("chat.py", "--url", "http://me:{}@127.0.0.1:1"), {}),
+        (("plan.py", "--dta", "s3://key:{}@bucket/x"), {}),
+        (("evaluate.py", "--eval-bundle", "https://127.0.0.1:1/x?sig={}"), {}),
         (
             ("data.py", "--data", "climbmix", "--num-shards", "1"),
             {"HF_ENDPOINT": "ftp://me:{}@127.0.0.1:1"},

@@ -1,15 +1,19 @@
+import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from nanoray.config import InputError
+from nanoray.config import InputError, StorageError
 from nanoray.events import append_event, read_events
 from nanoray.goodput import CATEGORIES
-from nanoray.ops.report import ReportConfig, as_json, report
+from nanoray.ops.report import ReportConfig, as_json, report, watch
 from nanoray.report import ReportFacts, write_report
 from nanoray.storage import StageFolder
 from nanoray.train.world import LocalWorld
@@ -107,6 +111,66 @@ def test_a_run_is_watched_until_its_job_has_ended(trained, monkeypatch, capsys):
 
     assert "hang: 1" in text
     assert "tiny / pretrain" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_the_watching_with_the_summary_as_it_is_then(trained, monkeypatch):
+    append_event(trained, "start")
+    monkeypatch.setattr("nanoray.ops.report.WATCH_SECONDS", 0.1)
+
+    timer = threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    text = report(config_of(trained, watch=True))
+    timer.join()
+
+    assert "where the time went" in text
+    assert f"report: {trained}/report.html" in text
+
+
+def test_a_run_whose_job_was_killed_shows_how_long_it_has_told_nothing(trained):
+    assert "told nothing" not in report(config_of(trained))
+    for name in ("metrics.jsonl", "events.jsonl"):
+        file = Path(trained.path(name))
+        told_before = [json.loads(line) for line in file.read_text().splitlines()]
+        kept = [one for one in told_before if one.get("event") != "stop"]
+        for one in kept:
+            one["time"] -= 47 * 60
+        file.write_text("".join(json.dumps(one) + "\n" for one in kept))
+
+    told = json.loads(report(config_of(trained, json=True)))
+    (line,) = [line for line in report(config_of(trained)).splitlines() if "told nothing" in line]
+
+    assert "last step 47 min ago; the job has told nothing since" in line
+    assert told["silent"] in line
+    # The page is read later, when this is true no more.
+    assert "told nothing" not in Path(trained.path("report.html")).read_text()
+
+
+def test_storage_that_is_away_is_one_sentence():
+    with pytest.raises(StorageError, match=r"^http://127\.0\.0\.1:1/runs cannot be used \(Client"):
+        report(ReportConfig(run="tiny", storage="http://127.0.0.1:1/runs"))
+
+
+def test_storage_that_is_away_for_a_while_is_told_and_watched_on(trained, monkeypatch):
+    append_event(trained, "start")
+    monkeypatch.setattr("nanoray.ops.report.WATCH_SECONDS", 0.1)
+    metrics = Path(trained.path("metrics.jsonl"))
+    aside = metrics.rename(metrics.with_suffix(".aside"))
+    metrics.mkdir()  # reading it is an OSError
+
+    def come_back_and_end() -> None:
+        metrics.rmdir()
+        aside.rename(metrics)
+        append_event(trained, "stop", why="done")
+
+    timer = threading.Timer(1.0, come_back_and_end)
+    timer.start()
+    screen = io.StringIO()
+    watch(trained, Console(file=screen, force_terminal=True, width=400))
+    timer.join()
+
+    away, back = screen.getvalue().split("where the time went", 1)
+    assert f"{trained} cannot be read now (IsADirectoryError" in away
+    assert "cannot be read" not in back
 
 
 def test_tables_and_json_at_once_are_refused(trained):
