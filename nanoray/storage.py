@@ -310,12 +310,18 @@ class RunFolder:
         Raises:
             StorageError: the location cannot be written, or has less than `need_bytes` free.
         """
-        probe = self.path(f".probe-{os.getpid()}")
+        probe = self.path(f".probe-{uuid.uuid4().hex}")
         fresh = missing_folders(self.root) if is_local(self.fs) else []
         try:
-            write_file(self.fs, probe, b"probe")
-            self.fs.rm_file(probe)
+            for patience in (True, True, False):
+                try:
+                    write_file(self.fs, probe, b"probe")
+                    break
+                except FileNotFoundError:  # another start has just taken the empty folder away
+                    if not patience:
+                        raise
             free = shutil.disk_usage(self.root).free if is_local(self.fs) else None
+            self.fs.rm_file(probe)
             # What follows may be refused, and must leave nothing behind. Another run may have moved
             # in meanwhile.
             with contextlib.suppress(OSError):
