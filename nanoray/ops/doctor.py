@@ -100,26 +100,8 @@ def doctor(config: DoctorConfig) -> Diagnosis:
     Raises:
         InputError: no cluster answers.
     """
-    connect()
+    connection.connect()
     return diagnose(config.pretrain, quick=config.quick)
-
-
-def connect() -> None:
-    """Connect to the cluster.
-
-    Raises:
-        InputError: no cluster answers, or it has another version of Ray or Python.
-    """
-    try:
-        connection.connect()
-    except RuntimeError as error:
-        if "ersion mismatch" not in str(error):
-            raise
-        lines = " ".join(str(error).split())
-        raise InputError(
-            f"This machine and the cluster differ: {lines}. Install the same Ray and Python on "
-            "both."
-        ) from error
 
 
 def diagnose(config: PretrainConfig, *, quick: bool = False) -> Diagnosis:

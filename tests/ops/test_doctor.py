@@ -24,7 +24,7 @@ from nanoray.stages.pretrain import recipe_of
 from nanoray.stages.pretrain_config import PretrainConfig, decide
 from nanoray.storage import RunFolder, write_json
 from nanoray.text.tokenizer_file import save_tokenizer
-from tests.running import ROOT, TINY, Cluster, run_job, small_corpus, start_cluster, start_job
+from tests.running import TINY, Cluster, run_job, small_corpus, start_cluster, start_job
 from tests.support import tiny_tokenizer, write_parquet
 
 FLAGS = ("--num-steps", 4, *TINY)
@@ -306,34 +306,6 @@ def test_an_interrupted_doctor_leaves_nothing_in_the_storage(cluster: Cluster, t
 
     assert 130 in codes
     assert output.splitlines()[-1] == "Interrupted. Nothing was changed."
-
-
-OTHER_RAY = """
-import ray
-import ray._private.utils
-import nanoray.ops.doctor as doctor
-ray.__version__ = "2.59.1"
-ray._private.worker.ray.__version__ = "2.59.1"
-try:
-    doctor.connect()
-except doctor.InputError as error:
-    print(error)
-"""
-
-
-@pytest.mark.cluster
-def test_a_driver_with_another_ray_is_told_so_in_one_sentence(cluster: Cluster):
-    done = subprocess.run(
-        [sys.executable, "-c", OTHER_RAY],
-        cwd=ROOT,
-        env={**os.environ, **cluster.environment()},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-    assert done.stdout.startswith("This machine and the cluster differ"), done.stderr
-    assert "2.59.1" in done.stdout
 
 
 def test_only_wrong_input_and_storage_that_is_away_become_findings():
