@@ -11,8 +11,10 @@ from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from nanoray.config import InputError
 
 CONNECT_TIMEOUT_SECONDS = 10
+FIRST_SECONDS = 1.0
+"""For a first answer; a head gives it in milliseconds."""
 MEET_SECONDS = 8.0
-"""For the other side to speak gRPC; a head does so in milliseconds."""
+"""For the other side to speak gRPC at all."""
 ASK_SECONDS = 5.0
 """For the head to answer a call."""
 CLIENT = "ray://"
@@ -95,6 +97,9 @@ def versions_differ(told: str) -> VersionError:
 
 def is_head(address: str) -> bool:
     """Say whether a head is there; one that is merely slow to answer is taken for one."""
+    code = ask_without_token(address, FIRST_SECONDS)
+    if code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return code is not grpc.StatusCode.UNIMPLEMENTED
     channel = open_channel(address)
     try:
         grpc.channel_ready_future(channel).result(timeout=MEET_SECONDS)
@@ -102,7 +107,7 @@ def is_head(address: str) -> bool:
         return False
     finally:
         channel.close()
-    return ask_without_token(address) is not grpc.StatusCode.UNIMPLEMENTED
+    return True
 
 
 def refuses_strangers(address: str) -> bool | None:
@@ -111,13 +116,13 @@ def refuses_strangers(address: str) -> bool | None:
     return {grpc.StatusCode.OK: False, grpc.StatusCode.UNAUTHENTICATED: True}.get(code)
 
 
-def ask_without_token(address: str) -> grpc.StatusCode:
+def ask_without_token(address: str, seconds: float = ASK_SECONDS) -> grpc.StatusCode:
     """Ask the head for nothing in particular, as a stranger; gives how that ended."""
     messages: Any = gcs_service_pb2  # Any: generated, without types
     channel = open_channel(address)
     head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
     try:
-        head.CheckAlive(messages.CheckAliveRequest(), timeout=ASK_SECONDS)
+        head.CheckAlive(messages.CheckAliveRequest(), timeout=seconds)
     except grpc.RpcError as error:
         return error.code()
     finally:
