@@ -50,6 +50,7 @@ MAY_IMPORT_RAY = [
     "nanoray/cluster/gauges.py",
     "nanoray/cluster/group.py",
     "nanoray/cluster/growth.py",
+    "nanoray/cluster/head.py",
     "nanoray/cluster/leaving.py",
     "nanoray/cluster/loopback.py",
     "nanoray/cluster/monitor.py",

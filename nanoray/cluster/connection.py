@@ -7,7 +7,6 @@ import contextlib
 import logging
 import math
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from ray.job_config import JobConfig
 
 from nanoray import logs
 from nanoray.cluster.autoscaler import possible_nodes
+from nanoray.cluster.head import check_answers, no_answer, token_refused, versions_differ
 from nanoray.cluster.loopback import LOOPBACK, answers_only_here, on_loopback
 from nanoray.config import InputError, RunConfig, worker_range
 from nanoray.data.feed import STREAM_CPUS
@@ -33,7 +33,6 @@ SMALL_MACHINE = {
     "RAY_num_workers_soft_limit": "24",
 }
 """Settings for starting Ray on a machine with few CPUs."""
-CONNECT_TIMEOUT_SECONDS = 10
 MESSAGE_CHARS = 200
 LEAST_CPUS_PER_WORKER = 0.125
 GPU_WORKER_CPUS = 8.0
@@ -64,7 +63,8 @@ def connect(
         settings: environment variables of a local cluster, where they are not set.
 
     Raises:
-        InputError: nobody answers, or the cluster does not take our token.
+        ClusterError: no cluster answers, or it does not take our token, or has another version of
+            Ray or Python.
     """
     if ray.is_initialized():
         return
@@ -95,12 +95,16 @@ def connect(
         with on_loopback() if answers_only_here(address) else contextlib.nullcontext():
             ray.init(address=address, **quiet)
     except ray.exceptions.AuthenticationError as error:
-        raise _token_refused(address) from error
+        raise token_refused(address) from error
     except ConnectionError as error:
         # Ray tells of a token that the cluster refused in nothing but this text.
         if "AuthenticationError" in str(error.__cause__):
-            raise _token_refused(address) from error
-        raise _no_answer(address) from error
+            raise token_refused(address) from error
+        raise no_answer(address) from error
+    except RuntimeError as error:
+        if "ersion mismatch" not in str(error):
+            raise
+        raise versions_differ(str(error)) from error
 
 
 def job_config() -> JobConfig:
@@ -130,30 +134,6 @@ def shorten_messages() -> None:
 
     if whole.__name__ != print_first_lines.__name__:
         worker.print_to_stdstream = print_first_lines
-
-
-def check_answers(address: str) -> None:
-    """Raise an InputError unless somebody listens there: Ray would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host:  # "auto", "local"
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_SECONDS).close()
-    except (OSError, ValueError) as error:
-        raise _no_answer(address) from error
-
-
-def _no_answer(address: str) -> InputError:
-    return InputError(
-        f"No Ray cluster answers at {address}. Start one, or unset RAY_ADDRESS to work here."
-    )
-
-
-def _token_refused(address: str) -> InputError:
-    return InputError(
-        f"The Ray cluster at {address} did not take the token of this machine. Copy the head's "
-        "~/.ray/auth_token here; for a cluster without tokens, set RAY_AUTH_MODE=disabled."
-    )
 
 
 def started_cluster() -> str | None:

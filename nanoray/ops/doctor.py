@@ -4,17 +4,15 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import tyro
 
 from nanoray.cluster import connection
+from nanoray.cluster.head import ClusterError, TokenError, VersionError
 from nanoray.config import InputError
-from nanoray.data.blocks import layout_for
-from nanoray.data.feed import window_rows
-from nanoray.model.scaling import flops_per_token, gpu_peak_flops, num_parameters
+from nanoray.data.datasets import DATASETS
 from nanoray.ops.doctor_checks import (
     check_between,
     check_disks,
@@ -36,13 +34,24 @@ from nanoray.ops.doctor_cluster import (
     needs_token,
     probe_step,
 )
-from nanoray.ops.doctor_data import ExpectedData, TokenizerFacts, expect_data, look_at_tokenizer
-from nanoray.ops.doctor_findings import Diagnosis, Finding, failed, ok, skipped
+from nanoray.ops.doctor_data import ExpectedData, TokenizerFacts, look_at_tokenizer
+from nanoray.ops.doctor_findings import Diagnosis, Finding, failed, failed_with, skipped
 from nanoray.ops.doctor_links import slowest
 from nanoray.ops.doctor_memory import estimate_bytes, expected_peak
 from nanoray.ops.doctor_node import Node, NodeFacts, own_versions
+from nanoray.ops.doctor_run import (
+    MeantRun,
+    any_room,
+    attempt,
+    is_of_storage,
+    list_data,
+    room_finding,
+    saving_of,
+    settings_findings,
+    settle,
+    stream_bytes,
+)
 from nanoray.ops.doctor_run_checks import (
-    Saving,
     check_data,
     check_lone_step,
     check_memory,
@@ -50,23 +59,16 @@ from nanoray.ops.doctor_run_checks import (
     check_tokenizer,
 )
 from nanoray.ops.doctor_storage import probe_folder
-from nanoray.ops.plan import PlanConfig
-from nanoray.stages.pretrain import open_stage, recipe_of
-from nanoray.stages.pretrain_config import (
-    PretrainConfig,
-    check_rows,
-    checkpoint_bytes,
-    most_checkpoints,
-    rows_per_step,
-)
-from nanoray.stages.stage_driver import most_waiting
+from nanoray.stages.pretrain_config import PretrainConfig
 from nanoray.stages.training_job import Recipe
-from nanoray.storage import StageFolder, is_outage
-from nanoray.train.save_interval import MOST_SECONDS
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
+UNDECIDED = "the run's settings do not work out"
+CHECKS_OF_NODES = ("nodes", "versions", "token", "GPUs", "GPU health", "disk", "object store")
+CHECKS_OF_RUN = ("settings", "room", "storage", "storage space", "data", "tokenizer")
+MEASURED_CHECKS = ("speed", "all-reduce", "memory")
+"""By their names in a report."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,43 +85,23 @@ class DoctorConfig:
     """Print JSON only."""
 
 
-@dataclass(frozen=True)
-class MeantRun:
-    """The run that is meant, as far as it can be decided before it starts."""
-
-    config: PretrainConfig
-    folder: StageFolder
-    recipe: Recipe
-    resources: connection.Resources | None = None
-    """None where the workers find no room."""
-
-
 def doctor(config: DoctorConfig) -> Diagnosis:
-    """Connect to the cluster, or start a local one, and look at it.
-
-    Raises:
-        InputError: no cluster answers.
-    """
-    connect()
+    """Connect to the cluster, or start a local one, and look at it."""
+    began = time.monotonic()
+    try:
+        connection.connect()
+    except ClusterError as error:
+        return no_cluster(error, time.monotonic() - began, quick=config.quick)
     return diagnose(config.pretrain, quick=config.quick)
 
 
-def connect() -> None:
-    """Connect to the cluster.
-
-    Raises:
-        InputError: no cluster answers, or it has another version of Ray or Python.
-    """
-    try:
-        connection.connect()
-    except RuntimeError as error:
-        if "ersion mismatch" not in str(error):
-            raise
-        lines = " ".join(str(error).split())
-        raise InputError(
-            f"This machine and the cluster differ: {lines}. Install the same Ray and Python on "
-            "both."
-        ) from error
+def no_cluster(error: ClusterError, seconds: float, *, quick: bool) -> Diagnosis:
+    """Say why the cluster cannot be looked at, and nothing on it."""
+    check = {TokenError: "token", VersionError: "versions"}.get(type(error), "cluster")
+    checks = [*CHECKS_OF_NODES, *CHECKS_OF_RUN, *([] if quick else MEASURED_CHECKS)]
+    others = [skipped(name, "no cluster to look at") for name in checks if name != check]
+    remedy = "Start Ray with ray start --head, then try again."
+    return Diagnosis((failed_with(check, error, remedy), *others), 0, seconds)
 
 
 def diagnose(config: PretrainConfig, *, quick: bool = False) -> Diagnosis:
@@ -130,66 +112,25 @@ def diagnose(config: PretrainConfig, *, quick: bool = False) -> Diagnosis:
         quick: leave out what has to be measured.
     """
     storage = connection.absolute_address(config.storage or "runs")
-    run, settings = settle(config, storage)
-    return look(storage, run, [settings], quick=quick)
+    return look(storage, settle(config, storage), quick=quick)
 
 
-def look(
-    storage: str, run: MeantRun | None, settings: list[Finding], *, quick: bool = False
-) -> Diagnosis:
+def look(storage: str, run: MeantRun | None, *, quick: bool = False) -> Diagnosis:
     """Look at nodes and storage, and at what a run asks of them if one is given.
 
     Args:
         storage: address of the runs.
         run: of pretraining, if that is meant.
-        settings: what has been found of them.
         quick: leave out what has to be measured.
     """
     began = time.monotonic()
     nodes = living_nodes()
     logger.info("asking %d node(s) for versions, disks, storage and data", len(nodes))
     survey = look_around(nodes, storage, run)
-    findings = [*findings_on_nodes(survey, run), *settings, *findings_on_run(survey, run)]
+    findings = [*findings_on_nodes(survey, run), *findings_on_run(survey, run)]
     if not quick:
         findings += measured_findings(survey, run)
     return Diagnosis(tuple(findings), len(nodes), time.monotonic() - began)
-
-
-def attempt(work: Callable[[], T]) -> tuple[T | None, str | None]:
-    """Call what wrong input or storage that is away may stop; gives its result, or the reason."""
-    try:
-        return work(), None
-    except Exception as error:
-        if not isinstance(error, InputError) and not is_outage(error):
-            raise
-        return None, str(error) or type(error).__name__
-
-
-def open_run(config: PretrainConfig, storage: str) -> MeantRun:
-    """Decide a run's config together with the one it began with."""
-    decided, folder = open_stage(config, storage)
-    return MeantRun(decided, folder, recipe_of(decided))
-
-
-def settle(config: PretrainConfig, storage: str) -> tuple[MeantRun | None, Finding]:
-    """Decide the run as its own driver will; what does not work out is a finding."""
-    opened, problem = attempt(lambda: open_run(config, storage))
-    if opened is None:
-        return None, failed("settings", str(problem), "")
-    run = opened
-    decided, folder, recipe = run.config, run.folder, run.recipe
-    params = f"{num_parameters(recipe.model):,} parameters"
-    try:
-        run = dataclasses.replace(run, resources=connection.choose_resources(decided))
-        assert run.resources, "just chosen"
-        least, most = run.resources.num_workers
-        check_rows(decided, rows_per_step(decided), most)
-    except InputError as error:
-        return run, failed("room", f"{error}", "")
-    workers = f"{least}" if least == most else f"{least} to {most}"
-    kind = "GPU" if run.resources.use_gpu else "CPU"
-    each = f"{run.resources.cpus_per_worker:g} CPUs each"
-    return run, ok("room", f"{folder}, {params}: room for {workers} worker(s) on {kind}, {each}")
 
 
 @dataclass(frozen=True)
@@ -202,7 +143,7 @@ class Survey:
     silent: dict[str, str]
     """Nodes that said nothing, and why."""
     expected: ExpectedData | None
-    data_error: str | None
+    data_error: Exception | None
     storage_error: str | None
 
     @property
@@ -222,7 +163,7 @@ def look_around(nodes: list[Node], storage: str, run: MeantRun | None) -> Survey
     expected, data_error = None, None
     if run is not None:
         meant = run
-        expected, data_error = attempt(lambda: expect_data(meant.config, meant.folder, storage))
+        expected, data_error = attempt(lambda: list_data(meant, storage))
     storage_error = None
     try:
         with probe_folder(storage) as probe:
@@ -243,13 +184,14 @@ def look_around(nodes: list[Node], storage: str, run: MeantRun | None) -> Survey
 def findings_on_nodes(survey: Survey, run: MeantRun | None) -> list[Finding]:
     """Say what the machines are like."""
     facts = survey.facts
-    findings = [check_nodes(survey.nodes, survey.silent)]
+    nodes, token = check_nodes(survey.nodes, survey.silent), check_token(needs_token())
     if not facts:
-        return findings
+        unknown = [name for name in CHECKS_OF_NODES if name not in (nodes.check, token.check)]
+        return [nodes, token, *(skipped(name, "no node answered") for name in unknown)]
     return [
-        *findings,
+        nodes,
         check_versions(own_versions(with_nccl=False), facts),
-        check_token(needs_token()),
+        token,
         check_gpus(survey.nodes, facts),
         check_gpu_health(facts),
         check_disks(facts),
@@ -258,21 +200,53 @@ def findings_on_nodes(survey: Survey, run: MeantRun | None) -> list[Finding]:
 
 
 def findings_on_run(survey: Survey, run: MeantRun | None) -> list[Finding]:
-    """Say what storage, data and tokenizer of the run are like."""
+    """Say what settings, storage, data and tokenizer of the run are like."""
     storages = {name: a.storage for name, a in survey.spoke.items() if a.storage}
-    shards = {name: answer.data for name, answer in survey.spoke.items() if answer.data}
     findings = check_storage(
         survey.storage, storages, saving_of(run, survey.gpu), survey.storage_error
     )
     if run is None:
         return findings
-    assert run.config.vocab_size, "decided"
-    tokenizers, error = attempt(lambda: look_at_tokenizer(run.config, run.folder))
+    is_away = survey.storage_error is not None
+    if is_away or any(seen.error or not seen.is_visible for seen in storages.values()):
+        findings.append(skipped("storage space", "the storage has failed"))
+    elif run.recipe is None:
+        findings.append(skipped("storage space", UNDECIDED))
     return [
+        *settings_findings(run, storage_is_away=is_away),
+        room_finding(run),
         *findings,
-        check_data(survey.expected, shards, survey.data_error),
-        check_tokenizer(tokenizers or TokenizerFacts(error=error), run.config.vocab_size),
+        data_finding(survey, run),
+        tokenizer_finding(run, storage_is_away=is_away),
     ]
+
+
+def text_of(error: Exception | None) -> str | None:
+    """Give what an error says, or at least its type."""
+    return None if error is None else str(error) or type(error).__name__
+
+
+def data_finding(survey: Survey, run: MeantRun) -> Finding:
+    """Say what the run's data are like; a named dataset is kept in the storage itself."""
+    error = survey.data_error
+    if error and survey.storage_error and run.config.data in DATASETS and is_of_storage(error):
+        return skipped("data", "they are kept in the storage, which has failed")
+    shards = {name: answer.data for name, answer in survey.spoke.items() if answer.data}
+    return check_data(survey.expected, shards, text_of(error))
+
+
+def tokenizer_finding(run: MeantRun, *, storage_is_away: bool) -> Finding:
+    """Say whether the tokenizers of a run agree."""
+    config = run.config
+    is_unknown = storage_is_away and any(map(is_of_storage, run.settings_errors))
+    if config.tokenizer is None and is_unknown:
+        return skipped("tokenizer", "the run's own is in the storage, which has failed")
+    seen, error = attempt(lambda: look_at_tokenizer(config, run.folder))
+    facts = seen or TokenizerFacts(error=text_of(error))
+    vocab_size = config.vocab_size or facts.vocab_size
+    if vocab_size is None and facts.error is None:
+        return skipped("tokenizer", UNDECIDED)
+    return check_tokenizer(facts, vocab_size or 0)
 
 
 def measured_findings(survey: Survey, run: MeantRun | None) -> list[Finding]:
@@ -301,71 +275,44 @@ def measured_findings(survey: Survey, run: MeantRun | None) -> list[Finding]:
                 "see GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME.",
             )
         )
-    if run is not None and run.resources is not None:
-        findings.append(memory_finding(nodes, run, run.resources))
+    if run is not None:
+        findings.append(memory_finding(nodes, run))
     return findings
 
 
-def memory_finding(nodes: list[Node], run: MeantRun, resources: connection.Resources) -> Finding:
+def memory_finding(nodes: list[Node], run: MeantRun) -> Finding:
+    """Look at the memory, be it for the workers that find room where those asked for do not."""
+    resources = any_room(run)
+    if run.recipe is None:
+        return skipped("memory", UNDECIDED)
+    if resources is None:
+        return skipped("memory", "there is no room for a worker")
+    finding = step_finding(nodes, run.config, run.recipe, resources)
+    if run.resources is not None:
+        return finding
+    workers = f"{resources.num_workers[1]} worker(s), for whom there is room"
+    return dataclasses.replace(finding, found=f"with {workers}: {finding.found}")
+
+
+def step_finding(
+    nodes: list[Node], config: PretrainConfig, recipe: Recipe, resources: connection.Resources
+) -> Finding:
     """Make one step of the real model at the real batch on one node that trains."""
     fitting = [n for n in nodes if (n.num_gpus if resources.use_gpu else n.trains)]
     if not fitting:
         return skipped("memory", "no node for workers is there yet")
-    size = run.recipe.device_batch_size
+    size = recipe.device_batch_size
     logger.info("making one step of %d rows on %s", size, fitting[0].name)
-    step = probe_step(
-        fitting[0], run.recipe, eager=run.config.eager, threads=resources.threads_per_worker
-    )
+    step = probe_step(fitting[0], recipe, eager=config.eager, threads=resources.threads_per_worker)
     workers = resources.num_workers[1]
     if step is None or isinstance(step, str):
-        return check_memory(step, estimate_bytes(run.recipe, size, workers), 1)
+        return check_memory(step, estimate_bytes(recipe, size, workers), 1)
     sharing = 1 if resources.use_gpu else math.ceil(workers / len(fitting))
     if not step.fits:
         alone, *each = (
-            estimate_bytes(run.recipe, size, count, on_gpu=resources.use_gpu)
+            estimate_bytes(recipe, size, count, on_gpu=resources.use_gpu)
             for count in (1, *resources.num_workers)
         )
         return check_lone_step(step, alone, sharing * max(each))
-    expected = expected_peak(step.peak_bytes, run.recipe, size, workers)
+    expected = expected_peak(step.peak_bytes, recipe, size, workers)
     return check_memory(step, expected, sharing)
-
-
-def stream_bytes(run: MeantRun | None) -> float | None:
-    """Say what the rows under way take in the object stores: twice, because blocks are cut."""
-    if run is None or run.resources is None:
-        return None
-    most = run.resources.num_workers[1]
-    layout = layout_for(rows_per_step(run.config), run.recipe.device_batch_size, most)
-    row = 4 * (run.recipe.model.max_seq_len + 1) + 24
-    return 2.0 * row * window_rows(layout, most)
-
-
-def saving_of(run: MeantRun | None, gpu: str | None) -> Saving | None:
-    """Say how much the run writes, and how often."""
-    if run is None:
-        return None
-    config, model = run.config, run.recipe.model
-    waiting = most_waiting(run.recipe, run.resources) if run.resources else 0
-    return Saving(
-        checkpoint_bytes=checkpoint_bytes(model),
-        weights_bytes=4 * num_parameters(model),
-        num_kept=most_checkpoints(config, run.recipe.schedule.num_steps, waiting),
-        interval_seconds=save_interval(run, gpu),
-    )
-
-
-def save_interval(run: MeantRun, gpu: str | None) -> float | None:
-    """Estimate the seconds between two checkpoints, None where nobody knows how long a step is.
-
-    Left to itself a run saves once an hour or more often, as its storage lets it.
-    """
-    config, recipe = run.config, run.recipe
-    asked = [] if config.save_every_minutes is None else [60 * config.save_every_minutes]
-    if config.save_every is not None:
-        peak = gpu_peak_flops(gpu, recipe.dtype) if gpu else None
-        if peak is None or run.resources is None:
-            return asked[0] if asked else None
-        workers = run.resources.num_workers[1]
-        flops = rows_per_step(config) * recipe.model.max_seq_len * flops_per_token(recipe.model)
-        asked.append(config.save_every * flops / (PlanConfig.mfu * peak * workers))
-    return min(asked, default=MOST_SECONDS)

@@ -12,8 +12,9 @@ from nanoray.cluster import connection
 from nanoray.cluster.connection import Resources
 from nanoray.cluster.turns import TELL_SECONDS
 from nanoray.config import InputError, RunConfig
-from nanoray.ops.doctor import diagnose, look, open_run
+from nanoray.ops.doctor import diagnose, look
 from nanoray.ops.doctor_findings import Diagnosis, Status
+from nanoray.ops.doctor_run import open_run
 from nanoray.progress import duration
 from nanoray.stages.pretrain_config import PretrainConfig
 from nanoray.storage import StageFolder
@@ -47,7 +48,7 @@ def examine_later(config: RunConfig, folder: StageFolder, resources: Resources) 
         InputError: something would stop the stage, and it has not begun.
     """
     storage = folder.run.storage
-    examine_for(config, folder, resources, lambda quick: look(storage, None, [], quick=quick))
+    examine_for(config, folder, resources, lambda quick: look(storage, None, quick=quick))
 
 
 def examine_for(

@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import grpc
 import ray
-from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from nanoray.cluster import head
 from nanoray.data.feed import Actor
 from nanoray.ops.doctor_data import DataFacts, ExpectedData, look_at_data
 from nanoray.ops.doctor_findings import named
@@ -36,8 +35,6 @@ MEASURE_SECONDS = 60.0
 STEP_SECONDS = {"cpu": 30.0, "gpu": 120.0}
 """For one step; on a GPU it is compiled as the run's is."""
 WORKERS_PER_CPU_NODE = 2
-ASK_SECONDS = 5.0
-"""For the head to answer."""
 
 
 @dataclass(frozen=True)
@@ -98,17 +95,7 @@ def living_nodes() -> list[Node]:
 
 def needs_token() -> bool | None:
     """Say whether the head refuses who has no token; None if it cannot be asked."""
-    messages: Any = gcs_service_pb2  # Any: generated, without types
-    channel = grpc.insecure_channel(ray.get_runtime_context().gcs_address)
-    head = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-    try:
-        head.GetAllNodeInfo(messages.GetAllNodeInfoRequest(), timeout=ASK_SECONDS)
-    except grpc.RpcError as error:
-        refused = error.code() == grpc.StatusCode.UNAUTHENTICATED
-        return True if refused else None
-    finally:
-        channel.close()
-    return False
+    return head.refuses_strangers(ray.get_runtime_context().gcs_address)
 
 
 def on_node(node: Node) -> dict[str, Any]:  # Any: Ray's options

@@ -85,7 +85,8 @@ class Diagnosis:
             # Text, because rich would take "[gpu]" in a plain string for markup.
             status = Text(finding.status.value, style=STYLES[finding.status])
             found = Text(without_secrets(finding.found))
-            table.add_row(finding.check, status, found, Text(finding.remedy))
+            remedy = Text(without_secrets(finding.remedy))
+            table.add_row(finding.check, status, found, remedy)
         text = io.StringIO()
         console = Console(file=text, width=width, force_terminal=is_terminal)
         console.print(table)
@@ -99,7 +100,7 @@ class Diagnosis:
             "num_nodes": self.num_nodes,
             "seconds": round(self.seconds, 1),
             "findings": [
-                {**asdict(finding), "found": without_secrets(finding.found)}
+                {name: without_secrets(text) for name, text in asdict(finding).items()}
                 for finding in self.findings
             ],
         }
@@ -119,6 +120,19 @@ def warning(check: str, found: str, remedy: str) -> Finding:
 def failed(check: str, found: str, remedy: str) -> Finding:
     """Report what a run would die of."""
     return Finding(check, Status.FAILED, found, remedy)
+
+
+def failed_with(check: str, error: Exception | str, otherwise: str) -> Finding:
+    """Report an error, whose last sentence is the remedy.
+
+    Args:
+        check: that found it.
+        error: of ours; that of a library is one sentence, without a remedy.
+        otherwise: the remedy where the error has none.
+    """
+    text = str(error).strip() or type(error).__name__
+    found, _, remedy = text.rpartition(". ")
+    return failed(check, f"{found}.", remedy) if found else failed(check, text, otherwise)
 
 
 def skipped(check: str, why: str) -> Finding:

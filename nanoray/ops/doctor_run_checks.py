@@ -4,7 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nanoray.ops.doctor_data import DataFacts, ExpectedData, TokenizerFacts
-from nanoray.ops.doctor_findings import Finding, failed, gb, named, ok, skipped, warning
+from nanoray.ops.doctor_findings import (
+    Finding,
+    failed,
+    failed_with,
+    gb,
+    named,
+    ok,
+    skipped,
+    warning,
+)
 from nanoray.ops.doctor_memory import StepFacts
 from nanoray.ops.doctor_storage import StorageFacts
 
@@ -111,7 +120,7 @@ def check_data(
         error: why the driver could not list the data.
     """
     if error is not None:
-        return failed("data", error, "")
+        return failed_with("data", error, "Give --data that this user can read.")
     if expected is None:
         return skipped("data", "the run's settings do not work out")
     unreachable = [f"{name}: {seen.error}" for name, seen in facts.items() if seen.error]
@@ -154,7 +163,8 @@ def check_data(
 def check_tokenizer(facts: TokenizerFacts, vocab_size: int) -> Finding:
     """Compare --tokenizer, the run's own, that of its checkpoints, and the vocabulary's size."""
     if facts.error is not None:
-        return failed("tokenizer", facts.error, "")
+        remedy = "Give a --tokenizer that this user can read."
+        return failed_with("tokenizer", facts.error, remedy)
     used = facts.kept or facts.named
     if used is None and facts.of_checkpoint is not None:
         return failed(

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from nanoray.ops.doctor_findings import Diagnosis, failed, named, ok, skipped, warning
+from nanoray.config import InputError
+from nanoray.ops.doctor_findings import Diagnosis, failed, failed_with, named, ok, skipped, warning
 
 MIXED = Diagnosis(
     (
@@ -52,3 +53,25 @@ def test_json_has_the_same():
 @pytest.mark.parametrize(("count", "text"), [(1, "0"), (3, "0, 1, 2"), (5, "0, 1, 2 and 2 more")])
 def test_a_long_list_is_cut(count: int, text: str):
     assert named(map(str, range(count))) == text
+
+
+@pytest.mark.parametrize(
+    ("error", "found", "remedy"),
+    [
+        (InputError("--x 0.5 is wrong. Give 1."), "--x 0.5 is wrong.", "Give 1."),
+        (OSError(13, "denied"), "[Errno 13] denied", "Look."),
+        (OSError(), "OSError", "Look."),
+        ("a text alone.", "a text alone.", "Look."),
+    ],
+)
+def test_a_failure_has_a_remedy_its_own_or_another(error, found: str, remedy: str):
+    finding = failed_with("data", error, "Look.")
+
+    assert (finding.found, finding.remedy) == (found, remedy)
+
+
+def test_a_remedy_is_told_without_secrets():
+    finding = failed_with("data", "It is wrong. See s3://key:secret@bucket/x instead.", "")
+    diagnosis = Diagnosis((finding,), 1, 1.0)
+
+    assert "secret" not in diagnosis.as_json() + diagnosis.as_text()

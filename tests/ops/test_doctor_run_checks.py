@@ -109,10 +109,8 @@ def test_a_shard_of_another_size_is_named_with_its_node():
 def test_data_that_the_driver_cannot_list_fail():
     finding = check_data(None, {}, "--data /x does not exist. Give another.")
 
-    assert (finding.status, finding.found) == (
-        Status.FAILED,
-        "--data /x does not exist. Give another.",
-    )
+    assert finding.status is Status.FAILED
+    assert (finding.found, finding.remedy) == ("--data /x does not exist.", "Give another.")
 
 
 def test_shards_that_are_yet_to_be_fetched_are_warned_of():
@@ -149,6 +147,7 @@ def test_tokenizers_must_agree(facts: TokenizerFacts, status: Status, text: str)
 
     assert finding.status is status
     assert text in finding.found
+    assert finding.remedy or status is not Status.FAILED
 
 
 def test_a_step_that_fits_tells_its_headroom():
