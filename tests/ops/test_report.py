@@ -117,10 +117,15 @@ def test_ctrl_c_ends_the_watching_with_the_summary_as_it_is_then(trained, monkey
     append_event(trained, "start")
     monkeypatch.setattr("nanoray.ops.report.WATCH_SECONDS", 0.1)
 
+    # In a test before, Ray Train may have taken the signal for itself.
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT))
-    timer.start()
-    text = report(config_of(trained, watch=True))
-    timer.join()
+    try:
+        timer.start()
+        text = report(config_of(trained, watch=True))
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, earlier)
 
     assert "where the time went" in text
     assert f"report: {trained}/report.html" in text

@@ -154,7 +154,7 @@ def test_clients_that_leave_free_their_places_behind_ray_serve_too(served: Serve
             wait_until_idle(served, 10)
     whole = {**LONG, "stream": False}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(served.url + CHAT, json=whole, timeout=0.3)
+        httpx.post(served.url + CHAT, json=whole, timeout=0.1)
     wait_until_idle(served, 10)
 
     assert min(begun) > 0
