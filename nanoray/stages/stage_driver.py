@@ -161,8 +161,8 @@ def planned(job: TrainingJob) -> PlanFeed:
 
 def move_aside(folder: StageFolder) -> str | None:
     """Move an earlier stage aside and forget that it was done; gives its new place, if any."""
-    if folder.run.read_state():
-        # Else a group that still trains would save into the new folder.
+    if folder.run.read_state().get("stage") == folder.name:
+        # Else a group that still trains it would save into the new folder.
         folder.run.begin_attempt(folder.name, name_of_driver())
     # Killed in between, a stage that is not done goes on; one that is done would have no files.
     folder.run.forget_stage(folder.name)

@@ -197,6 +197,16 @@ def test_a_group_that_still_trains_saves_nothing_into_a_stage_that_begins_anew(
     assert not Path(folder.path()).exists()
 
 
+def test_a_stage_that_is_moved_aside_takes_the_run_from_no_other_stage(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path), "r").stage("sft")
+    folder.write_config({"seed": 1})
+    ours = folder.run.begin_attempt("pretrain", "process 1 on a")
+
+    move_aside(folder)
+
+    folder.run.check_attempt(ours, "process 1 on a")
+
+
 def test_a_stage_that_another_start_has_is_not_marked_as_done(job: TrainingJob) -> None:
     ours = job.folder.run.begin_attempt("pretrain", "process 1 on a")
     result = {"attempt": ours, "driver": "process 1 on a", "samples": []}
