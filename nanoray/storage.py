@@ -35,7 +35,10 @@ START_FILE = "start.json"
 SAVED_FILE = "saved.json"
 """In the folder of a stage that has committed a step: the newest one."""
 
-STORAGE_CLIENTS = {"botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "requests", "azure"}
+STORAGE_CLIENTS = {
+    *("botocore", "aiobotocore", "aiohttp", "gcsfs", "google", "requests", "azure"),
+    *("httpx", "httpx2", "huggingface_hub"),
+}
 """Packages whose own errors, which are no OSErrors, come through fsspec."""
 
 

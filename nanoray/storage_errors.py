@@ -18,6 +18,11 @@ def describe(error: BaseException) -> str:
     return without_secrets(f"{type(error).__name__}: {text}" if text else type(error).__name__)
 
 
+def first_line(error: BaseException) -> str:
+    """Give the first line of an error's text, or its type where it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 @contextlib.contextmanager
 def told_in_a_sentence(place: str) -> Iterator[None]:
     """Turn what storage fails with into a `StorageError`; a reader that left is no storage.

@@ -230,3 +230,18 @@ def test_a_planted_exception_that_does_not_pickle_is_found() -> None:
     survives = pickles(error)
 
     assert not survives
+
+
+def test_no_document_keeps_the_marks_of_a_merge() -> None:
+    marks = ("<" * 7 + " ", ">" * 7 + " ")
+    files = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.*")]
+
+    marked = [
+        name_of(f)
+        for f in files
+        if f.is_file() and f.suffix != ".png"
+        if any(line.startswith(marks) for line in f.read_text().splitlines())
+    ]
+
+    assert len(files) > 10
+    assert not marked

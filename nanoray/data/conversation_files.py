@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from nanoray.config import DataError
-from nanoray.data.manifest import READ_PATIENCE_SECONDS, files_below, is_folder
+from nanoray.data.listing import READ_PATIENCE_SECONDS, files_below, is_folder
 from nanoray.data.patient_file import look_patiently
 from nanoray.storage import is_local, open_location
 from nanoray.task import Example
@@ -226,12 +226,12 @@ def files_at(fs: AbstractFileSystem, root: str, endings: str | tuple[str, ...] =
 
 def _find_files(fs: AbstractFileSystem, root: str) -> list[str]:
     """List the files in a folder, those behind a glob, or the one."""
-    if is_glob(root):
-        matches = fs.glob(root, detail=True)
-        return [path for path in matches if not is_folder(fs, path, matches[path]["type"])]
     if fs.isdir(root):
         return files_below(fs, root)
-    return [root] if fs.isfile(root) else []
+    if fs.isfile(root):
+        return [root]
+    matches = fs.glob(root, detail=True) if is_glob(root) else {}
+    return [path for path in matches if not is_folder(fs, path, matches[path]["type"])]
 
 
 def is_glob(path: str) -> bool:

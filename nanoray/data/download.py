@@ -22,8 +22,8 @@ from typing import BinaryIO
 import httpx
 from fsspec import AbstractFileSystem
 
-from nanoray import __version__
 from nanoray.config import DataError, StorageError
+from nanoray.data.http_client import open_client
 from nanoray.storage import fsync_path, is_local
 
 OTHER_WAY = (
@@ -92,15 +92,14 @@ class Downloader:
     def __init__(
         self, patience: Patience, say: Callable[[str], None], kind: FileKind | None = None
     ) -> None:
-        """Keep how long to wait, whom to tell, and what is fetched: by default parquet files."""
+        """Keep how long to wait, whom to tell, and what is fetched: by default parquet files.
+
+        Raises:
+            InputError: the environment names a proxy or certificates that cannot be used.
+        """
         self.patience, self.say, self.kind = patience, say, kind or PARQUET
         self.stop = threading.Event()
-        self.client = httpx.Client(
-            follow_redirects=True,
-            timeout=patience.stall_seconds,
-            # A compressed answer would have other offsets and another length than the file.
-            headers={"Accept-Encoding": "identity", "User-Agent": f"nanoray/{__version__}"},
-        )
+        self.client = open_client(patience.stall_seconds)
 
     def close(self) -> None:
         """Close the connections."""

@@ -17,18 +17,20 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from nanoray.config import DataError
-from nanoray.data.patient_file import look_patiently, open_patiently
-from nanoray.storage import is_local, open_location
+from nanoray.data.listing import READ_PATIENCE_SECONDS, find_shards
+from nanoray.data.patient_file import open_patiently
+from nanoray.storage import is_local
+from nanoray.storage_errors import first_line
 
 logger = logging.getLogger(__name__)
 
 UNIT_BYTES = 4_000_000
 """Text in a unit at most: little enough to be read anew when a run resumes."""
+LARGE_ROW_GROUP_UNITS = 8
+"""A row group of more units than that costs much to read from remote storage."""
 FOOTER_READERS = 16
 MAGIC = (b"PAR1", b"PARE")
 """How a parquet file ends; the second one has an encrypted footer."""
-READ_PATIENCE_SECONDS = 60.0
-"""How long a storage may fail before the data are given up: nothing has begun yet."""
 
 
 @dataclass(frozen=True)
@@ -112,81 +114,47 @@ def make_manifest(address: str, text_column: str, *, skip_bad_shards: bool = Fal
         raise DataError(
             f"--data {address} holds no text in column {text_column!r}. Give other files."
         )
+    warn_of_equal_shards(shards)
+    if not is_local(fs):
+        warn_of_large_row_groups(root, shards)
     if len(shards) > 1:
         return Manifest(root, text_column, shards, shards[-1].path)
     unit_bytes = max(1, min(UNIT_BYTES, shards[0].num_bytes // 20))
     return Manifest(root, text_column, shards, None, unit_bytes)
 
 
-def find_shards(address: str) -> tuple[AbstractFileSystem, str, list[str]]:
-    """Give filesystem, root (with protocol) and the sorted relative paths of the parquet files.
-
-    Raises:
-        DataError: no such place, or no parquet file in it.
-        StorageError: the storage cannot be read now.
-    """
-    fs, path = open_location(address)
-    label = f"--data {address}"
-    found = look_patiently(lambda: _find_paths(fs, path), READ_PATIENCE_SECONDS, label)
-    if found is None:
-        raise DataError(
-            f"{label} does not exist. Give a folder or glob of parquet files, an address "
-            "such as s3://bucket/folder, or the name of a public dataset."
+def warn_of_equal_shards(shards: tuple[Shard, ...]) -> None:
+    """Say where a file is there twice: its text would be trained on more often, or held out too."""
+    first = dict[str, str]()
+    equal = [
+        (shard.path, first[shard.sha256])
+        for shard in shards
+        if first.setdefault(shard.sha256, shard.path) != shard.path
+    ]
+    if equal:
+        logger.warning(
+            "%d of %d shards seem to be copies of another one, as %s is of %s. Their text counts "
+            "twice; leave them out if that is not meant.",
+            len(equal),
+            len(shards),
+            *equal[0],
         )
-    root, paths = found
-    if not paths:
-        raise DataError(f"{label} has no file that ends in .parquet. Give one that has.")
-    relative = sorted(found.removeprefix(root).lstrip("/") for found in paths)
-    return fs, root if is_local(fs) else fs.unstrip_protocol(root), relative
 
 
-def _find_paths(fs: AbstractFileSystem, path: str) -> tuple[str, set[str]] | None:
-    """Give the folder in which the parquet files of a path are, and their paths; None for none."""
-    if fs.isfile(path):
-        return path.rpartition("/")[0], {path}
-    if fs.isdir(path):
-        return path, _parquet_below(fs, path)
-    signs = [path.index(sign) for sign in "*?[" if sign in path]
-    if not signs:
-        return None
-    paths = set[str]()
-    for name, info in fs.glob(path, detail=True).items():
-        if name.endswith(".parquet"):  # which is what Spark calls its folders too
-            is_inner = is_folder(fs, name, info["type"])
-            paths |= _parquet_below(fs, name) if is_inner else {str(name)}
-    return path[: min(signs)].rpartition("/")[0], paths
-
-
-def _parquet_below(fs: AbstractFileSystem, folder: str) -> set[str]:
-    """Give the parquet files in a folder and in those below it."""
-    return {path for path in files_below(fs, folder) if path.endswith(".parquet")}
-
-
-def is_folder(fs: AbstractFileSystem, path: str, kind: str) -> bool:
-    """Say whether what was listed as of some kind is a folder, or a link to one."""
-    return os.path.isdir(path) if is_local(fs) else kind == "directory"
-
-
-def files_below(fs: AbstractFileSystem, path: str) -> list[str]:
-    """List all files in a folder and in those below it, links to folders among them."""
-    if not is_local(fs):
-        return [str(found) for found in fs.find(path)]
-    files, seen = list[str](), set[str]()
-    for folder, folders, names in os.walk(path, followlinks=True, onerror=_raise_outage):
-        folders.sort()
-        real = os.path.realpath(folder)
-        if real in seen:  # a link that leads back, or to where another one has led
-            folders.clear()
-            continue
-        seen.add(real)
-        files += [os.path.join(folder, name) for name in names]
-    return files
-
-
-def _raise_outage(error: OSError) -> None:
-    """Raise what keeps a folder from being listed, other than that it is somebody else's."""
-    if not isinstance(error, PermissionError):
-        raise error
+def warn_of_large_row_groups(root: str, shards: tuple[Shard, ...]) -> None:
+    """Say where units are small parts of row groups: each is read from its group's beginning on."""
+    largest = max(size for shard in shards for _, size in shard.row_groups)
+    if largest > LARGE_ROW_GROUP_UNITS * UNIT_BYTES:
+        logger.warning(
+            "%s has row groups of up to %d MB of text. They are read from there in parts of %d MB, "
+            "each time from the group's beginning, so some %d times in all. Write row groups of "
+            "some %d MB, or fetch the files.",
+            root,
+            largest // 10**6,
+            UNIT_BYTES // 10**6,
+            largest // UNIT_BYTES // 2,
+            UNIT_BYTES // 10**6,
+        )
 
 
 def _read_shard(fs: AbstractFileSystem, root: str, path: str, column: str) -> Shard | DataError:
@@ -235,15 +203,21 @@ def _read_ending(fs: AbstractFileSystem, name: str) -> bytes:
 
     Reading comes before understanding, so that storage which fails is not taken for a bad shard.
     """
-    with open_patiently(fs, fs._strip_protocol(name), READ_PATIENCE_SECONDS) as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - 8))
-        ending: bytes = file.read(8)
-        if ending[4:] not in MAGIC:
-            return ending
-        length = min(int.from_bytes(ending[:4], "little"), size - 8)
-        file.seek(size - 8 - length)
-        return file.read(length) + ending
+    try:
+        with open_patiently(fs, fs._strip_protocol(name), READ_PATIENCE_SECONDS) as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - 8))
+            ending: bytes = file.read(8)
+            if ending[4:] not in MAGIC:
+                return ending
+            length = min(int.from_bytes(ending[:4], "little"), size - 8)
+            file.seek(size - 8 - length)
+            return file.read(length) + ending
+    except ValueError as error:  # of HTTP
+        raise DataError(
+            f"{name} cannot be read in parts ({first_line(error)}). Fetch it with all others, and "
+            "give their folder."
+        ) from error
 
 
 def check_unchanged(saved: Manifest, address: str) -> Manifest:
@@ -272,8 +246,3 @@ def check_unchanged(saved: Manifest, address: str) -> Manifest:
             "Restore the files, or begin anew with another --run or --fresh."
         )
     return Manifest(root, saved.text_column, saved.shards, saved.validation_shard, saved.unit_bytes)
-
-
-def first_line(error: Exception) -> str:
-    """Give the first line of an error's text, or its type where it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -18,7 +18,10 @@ T = TypeVar("T")
 
 UNREACHABLE_SECONDS = 10.0
 """How long a server is looked for at first: its address may well be wrong, and a person waits."""
-UNREACHABLE = ("ClientConnectorError", "EndpointConnectionError", "ConnectionRefusedError")
+UNREACHABLE = (
+    *("ClientConnectorError", "EndpointConnectionError", "ConnectionRefusedError"),
+    "ConnectError",
+)
 """Errors of client libraries that found no server: a name without address, a closed port."""
 REFUSED = (
     *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"),

@@ -14,21 +14,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
-from fsspec import AbstractFileSystem
 
 from nanoray.config import DataError
 from nanoray.data.conversations import CHAT_PACKINGS, pack_conversations
-from nanoray.data.manifest import Manifest, first_line
+from nanoray.data.manifest import Manifest
 from nanoray.data.packing import PACKING_VERSION, PackedUnit, Tokens, pack
-from nanoray.data.patient_file import open_patiently
+from nanoray.data.text_rows import read_text_rows
 from nanoray.data.unit_cache import UnitCache
-from nanoray.storage import is_local, open_location
 from nanoray.text.tokenizer import Tokenizer
 
 MIN_UNIT_SHARE = 4
@@ -37,13 +32,8 @@ MIN_UNIT_SHARE = 4
 SAMPLE_UNITS, SAMPLE_BYTES = 64, 2**22
 """Most that is packed to see how many rows a unit gives."""
 
-READ_PATIENCE_SECONDS = 1800.0
-"""How long the storage of the text may fail; training waits for its data meanwhile."""
 WAITING_FOR_DATA = "waiting for data"
-"""What a rank says that it does then."""
-
-READ_ROWS = 256
-"""Documents that are read at once: a row group may be as large as a file."""
+"""What a rank says that it does while it has no rows."""
 
 
 @dataclass(frozen=True)
@@ -258,58 +248,8 @@ def read_documents(manifest: Manifest, unit: Unit) -> list[str]:
 
     Raises:
         DataError: the shard cannot be read.
-        StorageError: the storage cannot be read for longer than `READ_PATIENCE_SECONDS`.
+        StorageError: the storage cannot be read for longer than `text_rows.PATIENCE_SECONDS`.
     """
-    shard = manifest.shards[unit.shard]
-    address = f"{manifest.root}/{shard.path}"
-    fs, path = open_location(address)
-    try:
-        with _open(fs, path) as source:
-            file = pq.ParquetFile(source)
-            first = 0
-            texts: list[bytes | None] = []
-            for group in range(file.num_row_groups):
-                num_rows = file.metadata.row_group(group).num_rows
-                start, end = max(unit.start - first, 0), min(unit.end - first, num_rows)
-                if start < end:
-                    texts += _read_rows(file, group, manifest.text_column, start, end)
-                first += num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{address} cannot be read at rows {unit.start} to {unit.end} ({first_line(error)}). "
-            "Fetch it again."
-        ) from error
+    path = manifest.shards[unit.shard].path
+    texts = read_text_rows(manifest.root, path, manifest.text_column, unit.start, unit.end)
     return [text.decode("utf-8", "replace") for text in texts if text]
-
-
-def _open(fs: AbstractFileSystem, path: str) -> Any:  # Any: Arrow takes its own files and others
-    """Open a shard: mapped into memory where it is a local file, else read with patience."""
-    if is_local(fs):
-        return pa.memory_map(path)
-    return open_patiently(fs, path, READ_PATIENCE_SECONDS)
-
-
-def _read_rows(
-    file: pq.ParquetFile, group: int, name: str, start: int, end: int
-) -> list[bytes | None]:
-    """Read some rows of a row group, of which never more than a few hundred are in memory."""
-    texts: list[bytes | None] = []
-    batches = file.iter_batches(READ_ROWS, row_groups=[group], columns=[name], use_threads=False)
-    first = 0
-    for batch in batches:
-        if first >= end:
-            break
-        column = batch.column(0)
-        before, behind = max(start - first, 0), min(end - first, len(column))
-        if before < behind:
-            texts += _as_bytes(column.slice(before, behind - before))
-        first += len(column)
-    return texts
-
-
-def _as_bytes(column: pa.Array) -> list[bytes | None]:
-    """Give strings as bytes: decoding is ours, because Arrow's would fail on a whole row group."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    binary: list[bytes | None] = column.cast(pa.large_binary()).to_pylist()
-    return binary

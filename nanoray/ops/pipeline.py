@@ -24,7 +24,8 @@ from nanoray.config import (
     to_json,
 )
 from nanoray.data.datasets import DATASETS
-from nanoray.data.manifest import Manifest, check_unchanged, find_shards
+from nanoray.data.listing import find_shards
+from nanoray.data.manifest import Manifest, check_unchanged
 from nanoray.goodput import read_account
 from nanoray.ops.pipeline_page import StageFacts, total_of, write_page
 from nanoray.report_card import read_card

@@ -18,7 +18,7 @@ import psutil
 
 from nanoray.cluster.loopback import environment_to_reach
 from nanoray.config import InputError, require_one_of
-from nanoray.data.manifest import first_line
+from nanoray.storage_errors import first_line
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from nanoray.cluster import connection
 from nanoray.config import DataError, InputError
 from nanoray.data.datasets import BYTES_PER_TOKEN, DATASETS, resolve_data
-from nanoray.data.manifest import Manifest, check_unchanged, find_shards, make_manifest
+from nanoray.data.listing import find_shards
+from nanoray.data.manifest import Manifest, check_unchanged, make_manifest
 from nanoray.data.plan import DataPlan
 from nanoray.data.unit_cache import UnitCache
 from nanoray.model.scaling import flops_per_token, num_parameters

@@ -37,11 +37,11 @@ class PretrainConfig(RunConfig):
     text_column: str = identity("text")
     """Column of the parquet files that holds the text."""
     skip_bad_shards: bool = False
-    """Leave damaged shards out, with a warning, instead of stopping."""
+    """Leave shards out whose footer is damaged, with a warning, instead of stopping."""
     tokenizer: str | None = None
     """A tokenizer.json to use; by default one is trained when the run begins."""
     tokenizer_chars: int | None = identity()
-    """How many characters of the training part a new tokenizer is trained on; by default 2e9."""
+    """Bytes of the training part's text that a new tokenizer is trained on; by default 2e9."""
     vocab_size: int | None = identity()
     """Ids of a new tokenizer, special tokens included; by default 65,536 on GPUs, 8192 on CPUs."""
     depth: int | None = identity()

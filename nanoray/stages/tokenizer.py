@@ -35,11 +35,11 @@ class TokenizerConfig:
     text_column: str = "text"
     """Column of the parquet files that holds the text."""
     skip_bad_shards: bool = False
-    """Leave damaged shards out, with a warning, instead of stopping."""
+    """Leave shards out whose footer is damaged, with a warning, instead of stopping."""
     vocab_size: int = 65_536
     """Ids, special tokens included."""
     max_chars: int = 2_000_000_000
-    """How many characters are read."""
+    """How many bytes of text are read."""
 
     def __post_init__(self) -> None:
         require_positive("vocab_size", self.vocab_size, least=SMALLEST_VOCABULARY)

@@ -20,7 +20,10 @@ def load_tokenizer(address: str) -> Tokenizer:
     fs, path = open_location(address)
     if fs.isdir(path):
         raise InputError(f"the tokenizer {address} is a folder. Name the file in it.")
-    saved = read_json(fs, path)
+    try:
+        saved = read_json(fs, path)
+    except NotADirectoryError:
+        saved = None
     if saved is None:
         raise InputError(
             f"the tokenizer {address} does not exist. Train one with jobs/tokenizer.py."

@@ -246,6 +246,14 @@ def test_conversations_behind_a_linked_folder_are_read(tmp_path: Path) -> None:
     assert texts(find_conversations(str(tmp_path / "chats"))) == ["a", "b"]
 
 
+@pytest.mark.parametrize("place", ["own [1].jsonl", "chats [v2]/own.jsonl", "chats [v2]"])
+def test_a_name_may_have_the_signs_of_a_glob(tmp_path: Path, place: str) -> None:
+    write_lines(tmp_path / "own [1].jsonl", [messages("a")])
+    write_lines(tmp_path / "chats [v2]" / "own.jsonl", [messages("a")])
+
+    assert texts(find_conversations(str(tmp_path / place))) == ["a"]
+
+
 def test_a_folder_that_a_glob_matches_is_no_file(tmp_path: Path) -> None:
     write_lines(tmp_path / "a.jsonl", [messages("a")])
     (tmp_path / "b.jsonl").mkdir()

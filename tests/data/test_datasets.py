@@ -16,7 +16,8 @@ from nanoray.data.datasets import (
     shards_for,
 )
 from nanoray.data.download import Patience
-from nanoray.data.manifest import find_shards, make_manifest
+from nanoray.data.listing import find_shards
+from nanoray.data.manifest import make_manifest
 from tests.hub import Fault, Hub, running_hub
 
 FIRST, LAST = "shard_00000.parquet", "shard_06542.parquet"

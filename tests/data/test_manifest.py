@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanoray.config import DataError
-from nanoray.data.manifest import Manifest, check_unchanged, find_shards, make_manifest
+from nanoray.data.listing import find_shards
+from nanoray.data.manifest import Manifest, check_unchanged, make_manifest
 from nanoray.data.plan import split_units
 from tests.data.shards import sentences, write_row_groups, write_shard, write_shards
 
@@ -38,30 +39,6 @@ def paths_of(manifest: Manifest) -> list[str]:
 
 def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 100)
-
-
-def test_a_missing_folder_is_named_with_what_could_be_given(tmp_path):
-    address = str(tmp_path / "nowhere")
-
-    with pytest.raises(DataError) as error:
-        make_manifest(address, "text")
-
-    assert f"--data {address} does not exist" in str(error.value)
-    assert "s3://" in str(error.value)
-
-
-def test_an_empty_folder_is_named(tmp_path):
-    (tmp_path / "notes.txt").write_text("no shard")
-
-    with pytest.raises(DataError, match=r"has no file that ends in \.parquet") as error:
-        make_manifest(str(tmp_path), "text")
-
-    assert str(tmp_path) in str(error.value)
-
-
-def test_a_glob_that_fits_nothing_is_named(folder):
-    with pytest.raises(DataError, match="has no file"):
-        make_manifest(f"{folder}/train_*.parquet", "text")
 
 
 def test_a_missing_column_is_told_with_those_that_are_there(tmp_path):
@@ -179,46 +156,6 @@ def test_the_last_shard_is_for_validation(folder):
     assert manifest.validation_shard == NAMES[-1]
 
 
-def test_a_glob_takes_what_fits_and_no_more(folder):
-    write_shard(folder / "other.parquet", ["other"])
-
-    manifest = make_manifest(f"{folder}/shard_[01].parquet", "text")
-
-    assert paths_of(manifest) == NAMES[:2]
-    assert manifest.root == str(folder)
-
-
-def test_a_glob_over_folders_keeps_their_names(tmp_path):
-    for part in ("a", "b"):
-        write_shard(tmp_path / "texts" / part / "x.parquet", [part])
-
-    manifest = make_manifest(f"{tmp_path}/texts/*/x.parquet", "text")
-
-    assert paths_of(manifest) == ["a/x.parquet", "b/x.parquet"]
-    assert manifest.root == f"{tmp_path}/texts"
-
-
-def test_a_folder_with_the_ending_of_a_shard_is_searched_too(tmp_path):
-    texts = tmp_path / "texts"
-    write_shard(texts / "x.parquet" / "part-0.snappy.parquet", ["as Spark writes"])
-    write_shard(texts / "x.parquet" / "more" / "part-1.parquet", ["deep"])
-    (texts / "x.parquet" / "_SUCCESS").write_text("")
-    write_shard(texts / "y.parquet", ["one file"])
-    names = ["x.parquet/more/part-1.parquet", "x.parquet/part-0.snappy.parquet", "y.parquet"]
-
-    for address in (texts, f"{texts}/*", f"{texts}/*.parquet", f"{texts}/**"):
-        assert paths_of(make_manifest(str(address), "text")) == names
-
-
-def test_nested_folders_are_searched(tmp_path):
-    write_shard(tmp_path / "texts/2023/05/x.parquet", ["deep"])
-    write_shard(tmp_path / "texts/y.parquet", ["shallow"])
-
-    manifest = make_manifest(str(tmp_path / "texts"), "text")
-
-    assert paths_of(manifest) == ["2023/05/x.parquet", "y.parquet"]
-
-
 def test_a_single_file_gives_its_last_units_to_validation(folder):
     write_shard(folder / NAMES[0], sentences(400))
 
@@ -328,6 +265,30 @@ def test_of_many_missing_files_three_are_named_and_the_rest_counted(tmp_path):
     assert "and 2 more" in str(error.value)
 
 
+def test_copies_of_a_shard_are_told(folder, caplog):
+    shutil.copy(folder / NAMES[0], folder / "shard_9.parquet")
+
+    manifest = make_manifest(str(folder), "text")
+
+    assert len(manifest.shards) == 4
+    assert "1 of 4 shards seem to be copies of another one, as shard_9.parquet is of shard_0" in (
+        caplog.text
+    )
+
+
+def test_row_groups_that_are_dear_to_read_from_far_away_are_told(memory_folder, caplog):
+    make_manifest(memory_folder, "text")
+    assert not caplog.text
+    with fsspec.open(f"{memory_folder}/large.parquet", "wb") as file:
+        table = pa.table({"text": [f"{i}" + "x" * 400_000 for i in range(100)]})
+        pq.write_table(table, file, compression="zstd", use_dictionary=False)
+
+    make_manifest(memory_folder, "text")
+
+    assert "row groups of up to 40 MB of text. They are read from there in parts" in caplog.text
+    assert "some 5 times in all" in caplog.text
+
+
 def test_any_filesystem_will_do(memory_folder):
     manifest = make_manifest(memory_folder, "text")
 
@@ -351,29 +312,9 @@ def test_the_same_files_have_the_same_hash_on_every_filesystem(memory_folder, tm
     assert local.hash == remote.hash
 
 
-@pytest.mark.parametrize("name", ["we[1] rd ü", "what?", "star*"])
-def test_a_folder_may_have_signs_of_a_glob_in_its_name(folder: Path, name: str) -> None:
-    odd = folder.rename(folder.parent / name)
-
-    assert paths_of(make_manifest(str(odd), "text")) == NAMES
-    assert paths_of(make_manifest(f"{odd}/{NAMES[0]}", "text")) == NAMES[:1]
-
-
 def test_two_columns_of_one_name_are_told(tmp_path: Path) -> None:
     table = pa.table([["a"], ["b"]], names=["text", "text"])
     pq.write_table(table, tmp_path / "a.parquet")
 
     with pytest.raises(DataError, match="has several columns 'text'"):
         make_manifest(str(tmp_path), "text")
-
-
-def test_links_to_folders_are_followed_once_and_never_in_a_circle(folder: Path) -> None:
-    linked = folder.parent / "linked"
-    linked.mkdir()
-    (linked / "texts").symlink_to(folder)
-    (linked / "twice").symlink_to(folder)
-    (linked / "circle").symlink_to(linked)
-
-    found = paths_of(make_manifest(str(linked), "text"))
-
-    assert [path.partition("/")[2] for path in found] == NAMES

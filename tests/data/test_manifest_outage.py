@@ -13,8 +13,8 @@ from fsspec import AbstractFileSystem
 
 from nanoray import storage
 from nanoray.config import DataError, StorageError
+from nanoray.data import listing, patient_file
 from nanoray.data import manifest as manifest_module
-from nanoray.data import patient_file
 from nanoray.data.manifest import make_manifest
 from nanoray.storage import open_location
 from tests.data.shards import sentences, write_shard, write_shards
@@ -131,7 +131,7 @@ def test_a_server_that_is_not_there_is_one_sentence_soon(monkeypatch):
 
 @pytest.mark.parametrize(("status", "is_told_at_once"), [(403, True), (401, True), (503, False)])
 def test_a_server_that_refuses_is_told_at_once(status, is_told_at_once, monkeypatch):
-    monkeypatch.setattr(manifest_module, "READ_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(listing, "READ_PATIENCE_SECONDS", 0.05)
     monkeypatch.setattr(storage, "FIRST_PAUSE_SECONDS", 0.01)
 
     class Refusing(BaseHTTPRequestHandler):
@@ -152,7 +152,7 @@ def test_a_server_that_refuses_is_told_at_once(status, is_told_at_once, monkeypa
 
 def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(folder, monkeypatch):
     write_shard(folder / "more" / "shard_9.parquet", sentences(8))
-    monkeypatch.setattr(manifest_module, "READ_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(listing, "READ_PATIENCE_SECONDS", 0.01)
     scandir = os.scandir
 
     def fail(path: str) -> Any:
