@@ -4,6 +4,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
 #SBATCH --exclusive
+#SBATCH --mem=0
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -24,6 +25,8 @@ set -euo pipefail
 source "${VENV:-.venv}/bin/activate"
 ulimit -n 65536 || ulimit -n "$(ulimit -Hn)"
 export RAY_AUTH_MODE=token PYTHONPATH=$PWD
+# What Ray leaves in /tmp/ray belongs to whoever had the node before.
+export RAY_TMPDIR=${RAY_TMPDIR:-/tmp/ray-$UID}
 
 # The token is a file in the home folder, which all nodes see; in the environment or in arguments others could read it.
 (umask 077 && ray get-auth-token --generate >/dev/null)
@@ -55,7 +58,13 @@ steps+=($!)
 # This script runs on the first node, and so reaches the head's dashboard, which listens on that node only. Until it
 # answers, workers would give up, and ray.init would try for a minute.
 export RAY_ADDRESS=http://127.0.0.1:$dashboard_port
-for _ in $(seq 90); do ray job list >/dev/null 2>&1 && break; sleep 1; done
+head_answers=
+for _ in $(seq 90); do
+    kill -0 "${steps[0]}" 2>/dev/null || break
+    if ray job list >/dev/null 2>&1; then head_answers=yes; break; fi
+    sleep 1
+done
+[ -n "$head_answers" ] || { echo "error: Ray's head did not start on $head" >&2; exit 1; }
 
 if [ ${#nodes[@]} -gt 1 ]; then
     srun --nodes=$((${#nodes[@]} - 1)) --ntasks=$((${#nodes[@]} - 1)) --ntasks-per-node=1 --exclude="$head" \
@@ -64,6 +73,7 @@ if [ ${#nodes[@]} -gt 1 ]; then
     count_nodes='import ray; ray.init(address="'$head_ip:$port'", log_to_driver=False, logging_level="ERROR")
 print(sum(node["Alive"] for node in ray.nodes()))'
     for _ in $(seq 150); do
+        kill -0 "${steps[@]}" 2>/dev/null || { echo "error: Ray ended on a node" >&2; exit 1; }
         count=$(RAY_ADDRESS='' python -c "$count_nodes" 2>/dev/null || echo 0)
         [ "$count" = ${#nodes[@]} ] && break
         sleep 2

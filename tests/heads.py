@@ -65,7 +65,9 @@ class Head:
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and all that it started."""
+    """End a process and all that it started; nothing, where it has ended by itself."""
+    if process.poll() is not None:
+        return
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     process.terminate()
     _, alive = psutil.wait_procs(family, timeout=5)

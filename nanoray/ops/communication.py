@@ -127,13 +127,19 @@ def workers_on(nodes: int, most_workers: int | None) -> int:
     return most_workers
 
 
-def links_of(gpu: str, network_gbit: float | None, inside_gbyte: float | None) -> Links:
+def links_of(
+    gpu: str,
+    network_gbit: float | None,
+    inside_gbyte: float | None,
+    gpus_per_node: int = GPUS_PER_NODE,
+) -> Links:
     """Decide the bandwidths: those given, else what the doctor expects of such GPUs.
 
     Args:
         gpu: kind of GPU.
         network_gbit: line rate of a node in Gbit/s.
         inside_gbyte: bus bandwidth in a node in GB/s.
+        gpus_per_node: of a node's eight; each has its own cards, an eighth of the network.
 
     Raises:
         InputError: one is not given, and nobody has measured it for such GPUs.
@@ -149,12 +155,22 @@ def links_of(gpu: str, network_gbit: float | None, inside_gbyte: float | None) -
         raise InputError(
             f"--gpu {gpu} has no known network between nodes. Give --network-gbit, of one node."
         )
+    if not network_gbit:
+        line_rate *= gpus_per_node / GPUS_PER_NODE
     return Links(
         inside,
         line_rate,
         inside_source="--inside-gbyte" if inside_gbyte else f"jobs/doctor.py's figure for {gpu}",
-        line_rate_source="--network-gbit" if network_gbit else f"AWS's nodes with {gpu}",
+        line_rate_source="--network-gbit" if network_gbit else network_of(gpu, gpus_per_node),
     )
+
+
+def network_of(gpu: str, gpus_per_node: int) -> str:
+    """Say whose network is counted on."""
+    nodes = f"AWS's nodes with {gpu}"
+    if gpus_per_node == GPUS_PER_NODE:
+        return nodes
+    return f"{gpus_per_node} of the {GPUS_PER_NODE} GPUs of {nodes}"
 
 
 def scaled(work: Work, links: Links, nodes: int) -> Scaled:

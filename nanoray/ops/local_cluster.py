@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ray
+from ray._common.utils import get_ray_address_file
 from ray.cluster_utils import Cluster
 
 from nanoray.cluster.connection import SMALL_MACHINE
@@ -19,8 +20,6 @@ HEALTH_CHECKS = {
     "RAY_health_check_failure_threshold": "3",
 }
 """A node that answers nothing is given up after 9 s, as docs/runbook.md recommends."""
-CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")
-"""Where Ray notes the cluster that other commands of this machine are to find."""
 
 
 class LocalCluster:
@@ -71,11 +70,12 @@ class LocalCluster:
 @contextlib.contextmanager
 def unnoted() -> Iterator[None]:
     """Keep a cluster that is started here from being the one that other commands find."""
-    before = CURRENT_CLUSTER.read_text() if CURRENT_CLUSTER.exists() else None
+    note = Path(get_ray_address_file(None))
+    before = note.read_text() if note.exists() else None
     try:
         yield
     finally:
         if before is not None:
-            CURRENT_CLUSTER.write_text(before)
+            note.write_text(before)
         else:
-            CURRENT_CLUSTER.unlink(missing_ok=True)
+            note.unlink(missing_ok=True)

@@ -177,7 +177,7 @@ def plan_on_nodes(
         dollars_per_gpu_hour=price_of(run, config),
         dtype=run.dtype,
     )
-    links = links_of(config.gpu, config.network_gbit, config.inside_gbyte)
+    links = links_of(config.gpu, config.network_gbit, config.inside_gbyte, work.gpus_per_node)
     told = communication_facts(work, links, nodes)
     return {**plan_facts(run, config, peak), "communication": told}
 

@@ -267,7 +267,7 @@ NOT_RUN = {
     "bash scripts/gpu_check.sh": "needs a GPU",
     "export RAY_AUTH_MODE=token": "set for all steps",
     "ray stop": "would end the Ray of everybody on this machine",
-    "sudo install -o prometheus -m 400 /dev/stdin /etc/prometheus/nanoray_api_key '<<<' '$KEY'": (
+    "sudo install -D -o '$USER' -m 400 /dev/stdin /etc/prometheus/nanoray_api_key '<<<' '$KEY'": (
         "needs a Prometheus"
     ),
     "prometheus --config.file=deploy/prometheus.yml": "needs a Prometheus",

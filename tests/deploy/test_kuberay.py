@@ -86,6 +86,12 @@ def mount_problems(pod: Document) -> list[str]:
     return found
 
 
+def shared_memory_bytes(pod: Document) -> int:
+    """Give the size of the largest volume in memory."""
+    limits = [v["emptyDir"].get("sizeLimit", "0Gi") for v in pod["volumes"] if v.get("emptyDir")]
+    return max((int(limit.removesuffix("Gi")) for limit in limits), default=0) * 2**30
+
+
 def cluster_problems(cluster: Document) -> list[str]:
     """Check a cluster: token, head, nodes."""
     head = cluster["headGroupSpec"]
@@ -106,9 +112,10 @@ def cluster_problems(cluster: Document) -> list[str]:
             found.append("a node is not labelled")
         if labels.get("ray.io/node-group") != group["groupName"]:
             found.append("the autoscaler does not know a node's group")
-        if "object-store-memory" not in group["rayStartParams"]:
-            found.append("Ray chooses the size of its object store")
     for pod in (head, *cluster["workerGroupSpecs"]):
+        store = int(pod["rayStartParams"].get("object-store-memory", 2**60))
+        if store > shared_memory_bytes(pod["template"]["spec"]):
+            found.append("Ray's object store does not fit /dev/shm")
         found += mount_problems(pod["template"]["spec"])
     return found
 
@@ -156,6 +163,10 @@ MUTATIONS: dict[str, tuple[Callable[[Document], object], str]] = {
     "no limits": (
         lambda c: head_of(c)["resources"].pop("limits"),
         "ray-head has no limits",
+    ),
+    "a head whose object store is Ray's choice": (
+        lambda c: c["headGroupSpec"]["rayStartParams"].pop("object-store-memory"),
+        "Ray's object store does not fit /dev/shm",
     ),
     "a small /dev/shm": (
         lambda c: c["workerGroupSpecs"][0]["template"]["spec"]["volumes"][1].update(emptyDir={}),

@@ -137,6 +137,15 @@ def test_what_nobody_has_measured_has_to_be_given() -> None:
     assert links_of("l40s", 100, 25).bus_bandwidth(2) == pytest.approx(0.8 * 12.5e9)
 
 
+def test_some_gpus_of_a_node_have_their_own_cards_of_its_network() -> None:
+    one, half = links_of("h100", None, None, 1), links_of("h100", None, None, 4)
+
+    assert (one.line_rate, half.line_rate) == (P5.line_rate / 8, P5.line_rate / 2)
+    assert one.line_rate == 50e9, "four cards of 100 Gbit/s each"
+    assert one.line_rate_source == "1 of the 8 GPUs of AWS's nodes with h100"
+    assert links_of("h100", 100, None, 1).line_rate == 12.5e9, "what is given is the node's"
+
+
 def test_more_gpus_than_rows_are_refused() -> None:
     with pytest.raises(InputError, match="Give at most 32, or a larger --total-batch-tokens"):
         communication_facts(D34, P5, 33)

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from nanoray.ops import local_cluster
 from nanoray.ops.local_cluster import unnoted
 
 
 @pytest.mark.parametrize("before", [None, "10.0.0.7:6379"])
 def test_what_other_commands_find_stays_as_it_was(monkeypatch, tmp_path: Path, before):
-    note = tmp_path / "ray_current_cluster"
-    monkeypatch.setattr(local_cluster, "CURRENT_CLUSTER", note)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    (tmp_path / "ray").mkdir()
+    note = tmp_path / "ray" / "ray_current_cluster"
     if before is not None:
         note.write_text(before)
 
