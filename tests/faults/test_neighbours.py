@@ -15,7 +15,7 @@ from tests.running import (
     wait_for_step,
 )
 
-STEPS = 400
+STEPS = 800
 
 
 @pytest.mark.slow
@@ -32,10 +32,11 @@ def test_two_runs_go_on_beside_each_other_and_a_third_waits_for_one_of_them(
 
     third = start_job("pretrain.py", "--run", "c", *flags, env=ray_cluster.environment())
     assert third.stdout is not None
-    said = ""
-    while "waiting for room" not in said:
-        said = third.stdout.readline()
-        assert said, "the third run ended"
+    lines = [third.stdout.readline()]
+    while "waiting for room" not in lines[-1]:
+        lines.append(third.stdout.readline())
+        assert lines[-1], "\n".join(["the third run ended", *lines])
+    said = lines[-1]
     began = time.monotonic()
     before = {run: current_step(tmp_path, run) for run in jobs}
 
