@@ -22,7 +22,7 @@ if ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; 
     exit 2
 fi
 
-"$python" -m pytest -q -m gpu tests/model tests/train   # the folders that import no Ray
+"$python" -m pytest -q -m gpu tests/model tests/train tests/inference   # the folders that import no Ray
 
 parts=$(mktemp -d)
 trap 'rm -rf "$parts"' EXIT

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,8 @@ def end(process: "subprocess.Popen[bytes]") -> None:
     process.terminate()
     _, alive = psutil.wait_procs(family, timeout=5)
     for member in alive:
-        member.kill()
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            member.kill()
     process.wait(timeout=20)
 
 

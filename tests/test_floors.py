@@ -76,6 +76,7 @@ MAY_IMPORT_RAY = [
     "nanoray/ops/tune_trials.py",
     "nanoray/rl/rollout_workers.py",
     "nanoray/serve/deployment.py",
+    "nanoray/serve/remote_engine.py",
     "nanoray/serve/replica_port.py",
     "evals/contamination.py",
     "evals/run.py",

@@ -58,7 +58,7 @@ class Runner:
         """Compute the normed residual stream of all tokens of a step, (N, D)."""
         tokens = [t for chunk in chunks for t in chunk.sequence.tokens[chunk.start : chunk.end]]
         ids, layout = self._tensor(tokens), self.layout(chunks)
-        with fastest_kernels(self.device):
+        with fastest_kernels(self.device, same_shapes=False):
             if self.graphs is not None and not layout.spans:
                 return self.graphs.hidden(ids, layout)
             return self.model.hidden_cached(ids, self.cache, layout)

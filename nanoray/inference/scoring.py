@@ -81,7 +81,7 @@ class Scorer:
                     f"{self.longest}. Shorten it."
                 )
         scored: list[list[Likelihood]] = []
-        with torch.inference_mode(), fastest_kernels(self.device):
+        with torch.inference_mode(), fastest_kernels(self.device, same_shapes=False):
             for batch in self._batches(questions):
                 scored += self._score_pass(batch)
         return scored

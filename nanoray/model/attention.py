@@ -51,15 +51,22 @@ def causal_attention(
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
 
 
-def fastest_kernels(device: torch.device) -> AbstractContextManager[None]:
+def fastest_kernels(
+    device: torch.device, *, same_shapes: bool = True
+) -> AbstractContextManager[None]:
     """Order torch's attention kernels by speed on Hopper, or take the repeatable one if asked to.
 
     The kernel is chosen when the model is traced, so this stands around a whole forward pass.
+
+    Args:
+        device: where the pass runs.
+        same_shapes: passes have one shape. cuDNN plans each new one for 50 ms to a second, and so
+        is left out where prompts of every length come.
     """
     if device.type != "cuda":
         return nullcontext()
     kernels = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    if not torch.are_deterministic_algorithms_enabled():
+    if same_shapes and not torch.are_deterministic_algorithms_enabled():
         kernels.insert(0, SDPBackend.CUDNN_ATTENTION)
     context: AbstractContextManager[None] = sdpa_kernel(kernels, set_priority=True)
     return context

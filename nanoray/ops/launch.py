@@ -19,13 +19,8 @@ from nanoray.cluster import connection
 from nanoray.cluster.placement import for_lasting
 from nanoray.config import InputError
 from nanoray.serve import proxy_headers
-from nanoray.serve.deployment import (
-    APPLICATION,
-    DOOR,
-    Handle,
-    build_application,
-    replica_share,
-)
+from nanoray.serve.deployment import APPLICATION, DOOR, build_application, replica_share
+from nanoray.serve.remote_engine import Handle
 from nanoray.serve.serve_config import ServeConfig
 from nanoray.train.checkpoint_name import find_model
 

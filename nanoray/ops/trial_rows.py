@@ -94,16 +94,17 @@ def row_of(trial: Trial, device: str) -> TrialRow:
     records = read_metrics(folder.fs, folder.path("metrics.jsonl"))
     own = [record for record in records if record["step"] > taken_over]
     row = dataclasses.replace(row, status=status, reason=reason, steps_taken_over=taken_over)
-    if not own:
-        return row
-    result = read_json(folder.fs, folder.path("result.json")) or {}
-    row = dataclasses.replace(
-        row,
-        worker_seconds=row.num_workers * sum(record["train/step_seconds"] for record in own),
-        tokens_per_second=statistics.median(r["train/tokens_per_second"] for r in own),
-        peak_memory_bytes=int(result.get("peak_memory_bytes", 0)),
-    )
-    return with_results(row, folder, own[-1]) if status is Status.DONE else row
+    if own:
+        result = read_json(folder.fs, folder.path("result.json")) or {}
+        row = dataclasses.replace(
+            row,
+            worker_seconds=row.num_workers * sum(record["train/step_seconds"] for record in own),
+            tokens_per_second=statistics.median(r["train/tokens_per_second"] for r in own),
+            peak_memory_bytes=int(result.get("peak_memory_bytes", 0)),
+        )
+    # A branch whose learning rate never falls has no step of its own, and its trunk's result.
+    is_measured = records and status is Status.DONE
+    return with_results(row, folder, records[-1]) if is_measured else row
 
 
 def with_results(row: TrialRow, folder: StageFolder, last: dict[str, Any]) -> TrialRow:  # Any: JSON

@@ -67,12 +67,25 @@ class RequireKey:
             return True
         return not origin or is_loopback(name_in(origin))
 
+    def _is_foreign(self, headers: dict[bytes, bytes]) -> bool:
+        """Say whether the page of another site has sent a browser here."""
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        if not origin or origin in self.cors_origins or "*" in self.cors_origins:
+            return False
+        site = headers.get(b"sec-fetch-site")
+        if site is not None:
+            return site == b"cross-site"
+        host = headers.get(b"x-forwarded-host", headers.get(b"host", b"")).decode("latin-1")
+        return name_in(origin) != name_in(f"//{host}")
+
     def _has_key(self, scope: Scope) -> bool:
         """Compare what the request brings with every key, in a time that tells nothing."""
         headers = dict(scope["headers"])
         kind, _, value = headers.get(b"authorization", b"").partition(b" ")
         given = value.strip()
         if kind.lower() == b"basic":
+            if self._is_foreign(headers):
+                return False  # the browser has brought its login along
             try:
                 given = base64.b64decode(given, validate=True).partition(b":")[2]
             except binascii.Error:

@@ -15,9 +15,8 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import RayActorError, TaskCancelledError
+from ray.exceptions import TaskCancelledError
 from ray.serve.config import AutoscalingConfig
-from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanoray.inference.cache_size import blocks_that_fit
@@ -28,6 +27,7 @@ from nanoray.model.gpt import DTYPES
 from nanoray.serve.api import Api
 from nanoray.serve.backend import ServedModel, Step, engine_steps
 from nanoray.serve.chat_client import ChatClient
+from nanoray.serve.remote_engine import Handle, RemoteEngine
 from nanoray.serve.replica_port import listen_as_its_node
 from nanoray.serve.serve_config import ServeConfig, api_keys
 from nanoray.serve.settings import ApiSettings, hash_keys
@@ -40,10 +40,6 @@ logger = logging.getLogger(__name__)
 
 APPLICATION = "nanoray"
 DOOR = "door"
-Handle = DeploymentHandle[Any]  # Any: of whichever class
-GENERATE_TRIES = 3
-CHECK_TRIES, CHECK_SECONDS = 2, 2.0
-"""With several replicas, one that is stuck must not make the server seem to be."""
 UNLIMITED = 100_000
 """Serve's own limits stand far above ours, whose refusals are in OpenAI's shape."""
 HANDED_OVER_PER_SECOND = 300
@@ -95,8 +91,16 @@ class ChatModel:
         """Name the checkpoint whose weights the engine has now."""
         return self.saved.name
 
-    async def generate(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Step]:
-        """Continue a prompt; cancelling the call frees its place."""
+    async def generate(
+        self, prompt: list[int], params: SamplingParams, tokenizer_hash: str
+    ) -> AsyncIterator[Step]:
+        """Continue a prompt, whose ids are of some tokenizer; cancelling the call frees its place.
+
+        Raises:
+            RuntimeError: this replica began when the run had another tokenizer than the door has.
+        """
+        if tokenizer_hash != self.tokenizer.hash:
+            raise RuntimeError(f"{self.saved.name} has another tokenizer; restart the server")
         async for step in engine_steps(self.engine, self.replica, prompt, params, self.checkpoint):
             yield step
 
@@ -160,7 +164,7 @@ class Door:
             facts = await handle.facts.remote()
             model_id = name if "@" in name else facts["name"].partition("@")[0]
             tokenizer = Tokenizer.from_json(facts["tokenizer"], name)
-            engine = RemoteEngine(handle)
+            engine = RemoteEngine(handle, tokenizer.hash)
             # By the name that was given: a run and its newest stage have one id, and two engines.
             models[name] = ServedModel(
                 model_id,
@@ -262,54 +266,6 @@ class ClientsMayLeave:
                 return {"type": "http.disconnect"}
 
         await self.app(scope, receive_until_left, send)
-
-
-class RemoteEngine:
-    """An engine behind a handle of Serve, which chooses the replica."""
-
-    def __init__(self, handle: Handle) -> None:
-        self._handle, self._generate = handle, handle.options(stream=True).generate
-
-    async def generate(self, prompt: list[int], params: SamplingParams) -> AsyncIterator[Step]:
-        """Yield what each step brings; closing this ends the call over there.
-
-        A replica that dies before it has answered anything is no loss: another one begins.
-        """
-        for retries_left in reversed(range(GENERATE_TRIES)):
-            has_begun = False
-            response: Any = self._generate.remote(prompt, params)  # Any: Serve types no streams
-            try:
-                async for step in response:
-                    has_begun = True
-                    yield step
-                return
-            except RayActorError:
-                if has_begun or not retries_left:
-                    raise
-                logger.warning("a replica died before its answer began; another one is asked")
-            finally:
-                response.cancel()
-
-    async def newest(self) -> str | None:
-        """Ask a replica of which checkpoint its weights are; None if it does not answer."""
-        try:
-            async with asyncio.timeout(CHECK_SECONDS):
-                checkpoint: str = await self._handle.checkpoint.remote()
-        except Exception as error:  # of the replica, or of the way to it
-            logger.warning("an engine does not tell its checkpoint: %r", error)
-            return None
-        return checkpoint
-
-    async def works(self) -> bool:
-        """Say whether a replica answers that its engine works; one that does not is not all."""
-        for _ in range(CHECK_TRIES):
-            try:
-                async with asyncio.timeout(CHECK_SECONDS):
-                    await self._handle.check_health.remote()
-                return True
-            except Exception as error:  # of the replica, or of the way to it
-                logger.warning("an engine does not work: %r", error)
-        return False
 
 
 @dataclass(frozen=True)

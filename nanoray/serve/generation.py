@@ -66,7 +66,8 @@ class Generation:
         except (APIError, asyncio.CancelledError):
             raise
         except InputError as error:
-            raise APIError(400, str(error), "prompt") from error
+            # Ray's error is one of ours too, and its text is a traceback.
+            raise APIError(400, str(getattr(error, "cause", error)), "prompt") from error
         except Exception as error:  # of the replica, or of the way to it
             raise unavailable(f"The model's replica failed ({type(error).__name__}).") from error
         if step is not None:

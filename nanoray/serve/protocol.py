@@ -8,7 +8,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import Callable
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ClassVar, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from starlette.requests import ClientDisconnect, Request
@@ -19,6 +19,9 @@ from nanoray.serve.errors import APIError
 MOST_SAMPLES = 32
 MOST_PROMPTS = 256
 MOST_STOPS = 4
+"""OpenAI's, for chats."""
+MOST_COMPLETION_STOPS = 64
+"""lm-eval gives up to some twenty."""
 MOST_STOP_CHARS = 256
 MOST_LOGPROBS = 20
 DEFAULT_COMPLETION_TOKENS = 16
@@ -27,6 +30,20 @@ DEFAULT_COMPLETION_TOKENS = 16
 MOST_BODY_SECONDS = 60.0
 LONG_BYTES = 50_000
 """Encoding so much takes some milliseconds; of the largest body it takes a third of a second."""
+
+UNSERVED: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("guided_choice", "allowed_token_ids", "bad_words"), (None, [])),
+    **dict.fromkeys(("guided_json", "structured_outputs", "audio"), (None, {})),
+    **dict.fromkeys(("guided_regex", "guided_grammar"), (None, "")),
+    **dict.fromkeys(("include_stop_str_in_output", "continue_final_message"), (None, False)),
+    **dict.fromkeys(("skip_special_tokens", "add_generation_prompt"), (None, True)),
+    **dict.fromkeys(("length_penalty", "typical_p"), (None, 1)),
+    **dict.fromkeys(("prompt_logprobs", "truncate_prompt_tokens"), (None,)),
+    "max_completion_tokens": (None,),  # where max_tokens is the only name
+    "function_call": (None, "none", "auto"),
+    "modalities": (None, [], ["text"]),
+}
+"""Fields that OpenAI or vLLM serve and nanoray does not, and the values that change nothing."""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Item = TypeVar("Item")
@@ -72,6 +89,10 @@ class StreamOptions(Body):
 class GenerationRequest(Body):
     """What chat and plain completions have in common; the names are OpenAI's and vLLM's."""
 
+    model_config = ConfigDict(extra="allow")
+
+    most_stops: ClassVar[int] = MOST_STOPS
+
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=0)] | None = None
     temperature: Annotated[Finite, Field(ge=0, le=2)] | None = None
@@ -111,13 +132,16 @@ class GenerationRequest(Body):
             value = getattr(self, name)
             if value is not None and value != neutral:
                 raise unsupported(name, f"{name} is not supported. Leave it out.")
+        for name, value in (self.model_extra or {}).items():
+            if name in UNSERVED and value not in UNSERVED[name]:
+                raise unsupported(name, f"{name} is not supported. Leave it out.")
 
     def stop_strings(self) -> tuple[str, ...]:
         """Give the texts that end the answer."""
         given = [self.stop] if isinstance(self.stop, str) else self.stop or []
         wanted = tuple(text for text in given if text)
-        if len(wanted) > MOST_STOPS:
-            raise bad("stop", f"stop has {len(wanted)} texts, and {MOST_STOPS} are the most.")
+        if len(wanted) > self.most_stops:
+            raise bad("stop", f"stop has {len(wanted)} texts, and {self.most_stops} are the most.")
         longest = max(map(len, wanted), default=0)
         if longest > MOST_STOP_CHARS:
             raise bad(
@@ -178,6 +202,8 @@ class ChatRequest(GenerationRequest):
 
 class CompletionRequest(GenerationRequest):
     """The body of /v1/completions."""
+
+    most_stops = MOST_COMPLETION_STOPS
 
     prompt: str | ListOf[str] | ListOf[int] | ListOf[ListOf[int]]
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None

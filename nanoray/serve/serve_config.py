@@ -63,6 +63,9 @@ class ServeConfig:
             require_checkpoint_name("--others", other)
         for name in ("port", "max_sequences", "step_tokens", "poll_seconds", "stuck_seconds"):
             require_positive(name, getattr(self, name), least=0 if name.endswith("ds") else 1)
+        require_positive("max_waiting", self.max_waiting, least=0)
+        if self.cpus_per_replica is not None:
+            require_positive("cpus_per_replica", self.cpus_per_replica)
         if self.dtype not in (None, "bfloat16", "float32"):
             raise InputError(f"--dtype {self.dtype} is unknown. Choose bfloat16 or float32.")
         if self.step_tokens < self.max_sequences:

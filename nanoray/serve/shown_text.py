@@ -23,6 +23,11 @@ NAMES = {"<": "&lt;", "&": "&amp;"}
 CHARACTERS = {name: character for character, name in NAMES.items()}
 
 
+NO_SPACE = "\u200b"
+LINE_END = re.compile(r"[\r\n]")
+WITHOUT_SPACE = re.compile(rf"([\r\n]){NO_SPACE}")
+
+
 def show_html_as_text(text: str) -> str:
     """Let Markdown show the tags of a text instead of obeying them."""
     return outside_of_code(text, lambda prose: OBEYED.sub(lambda match: NAMES[match[0]], prose))
@@ -34,7 +39,12 @@ def text_of_shown(shown: str) -> str:
 
 
 def show_as_code(text: str) -> str:
-    """Give Markdown for a text as a span of code."""
+    """Give Markdown for a text as a span of code.
+
+    An empty line would end it, and so would a line that begins a heading or a list; none is either
+    behind a space without width.
+    """
+    text = LINE_END.sub(rf"\g<0>{NO_SPACE}", text)
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * (longest + 1)
     return f"{fence} {text} {fence}"
@@ -43,7 +53,7 @@ def show_as_code(text: str) -> str:
 def text_of_code(shown: str) -> str:
     """Undo `show_as_code`, exactly."""
     begin = len(shown) - len(shown.lstrip("`")) + 1
-    return shown[begin:-begin]
+    return WITHOUT_SPACE.sub(r"\1", shown[begin:-begin])
 
 
 def outside_of_code(text: str, change: Callable[[str], str]) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import os
+import unicodedata
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from nanoray.serve.call_status import CallStatus
 from nanoray.serve.chat_client import Answer, AnswerError, ChatClient
 from nanoray.serve.serve_config import api_keys
 
+REPLACEMENT = "\ufffd"
 HELP = "/clear begins anew, /system TEXT, /temperature X, /topk N, /quit; Ctrl-C stops an answer"
 
 
@@ -59,6 +61,14 @@ def told(event: Json) -> str:
     return f"[{event['input']} = {output}{went}]"
 
 
+def printable(text: str) -> str:
+    """Give a model's text without what a terminal would obey, such as escape sequences."""
+    return "".join(
+        REPLACEMENT if unicodedata.category(sign) == "Cc" and sign not in "\n\t" else sign
+        for sign in text
+    )
+
+
 class Chat:
     """One conversation."""
 
@@ -86,10 +96,11 @@ class Chat:
             async for answer in self.client.answer({**self.settings, "messages": system + asked}):
                 for event in answer.tool_events[num_events:]:
                     before = answer.content[printed : event["offset"]]
-                    self.console.print(escape(before), end="", highlight=False)
-                    self.console.print(f"[dim]{escape(told(event))}[/dim]", end="")
+                    self.console.out(printable(before), end="", highlight=False)
+                    self.console.out(printable(told(event)), end="", style="dim", highlight=False)
                     printed = max(printed, event["offset"])
-                self.console.print(escape(answer.content[printed:]), end="", highlight=False)
+                rest = printable(answer.content[printed:])
+                self.console.out(rest, end="", highlight=False)
                 printed, num_events = len(answer.content), len(answer.tool_events)
         finally:
             self.console.print()

@@ -152,10 +152,19 @@ def hub_fingerprints(lessons: Iterable[Lessons], hub_dir: str | None) -> dict[st
 
 
 def keep_start(opened: Opened) -> None:
-    """Write down what a stage begins with."""
+    """Write down what a stage begins with, and have that kept: its run may still train."""
     folder = opened.folder
-    if not opened.has_begun:
-        write_json(folder.fs, folder.path(START_FILE), opened.facts)
+    if opened.has_begun:
+        return
+    write_json(folder.fs, folder.path(START_FILE), opened.facts)
+    try:
+        opened.start.keep()
+    except OSError as error:  # of somebody else's run
+        logger.warning(
+            "%s cannot be marked as needed (%s); if its run deletes it, this stage cannot resume",
+            opened.start.name,
+            error,
+        )
 
 
 def has_mixture(folder: StageFolder) -> bool:

@@ -305,7 +305,7 @@ def is_wanted(
     folder: StageFolder, evaluate_every: int | None, save_at: tuple[int, ...], step: int
 ) -> bool:
     """Say whether a step is kept for good, or until it is evaluated."""
-    if step in save_at:
+    if step in save_at or SavedModel(folder, step).is_kept():
         return True
     if evaluate_every is None or step % evaluate_every:
         return False

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nanoray.config import FORMAT_VERSION, StorageError
 from nanoray.model.gpt import GPT
-from nanoray.storage import StageFolder, is_local, list_folder, read_json
+from nanoray.storage import StageFolder, is_local, list_folder, move_folder, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def move_aside(folder: StageFolder, step: int, reason: str) -> str:
     name = f"{step_name(step)}-{time.strftime('%Y%m%d-%H%M%S')}"
     moved = folder.path("checkpoints", reason, name)
     folder.fs.makedirs(folder.path("checkpoints", reason), exist_ok=True)
-    folder.fs.mv(folder.path("checkpoints", step_name(step)), moved, recursive=True)
+    move_folder(folder.fs, folder.path("checkpoints", step_name(step)), moved)
     return moved
 
 

@@ -41,6 +41,19 @@ class SavedModel:
         """The full name: RUN/stage@step."""
         return f"{self.folder.run.run}/{self.folder.name}@{self.step}"
 
+    @property
+    def _kept_file(self) -> str:
+        """There where a later stage began with this step."""
+        return self.folder.path("kept", step_name(self.step))
+
+    def keep(self) -> None:
+        """Keep this step for good, whatever else of its run is deleted."""
+        write_file(self.folder.fs, self._kept_file, b"")
+
+    def is_kept(self) -> bool:
+        """Say whether this step is kept for good."""
+        return bool(self.folder.fs.exists(self._kept_file))
+
     def tokenizer(self) -> Tokenizer:
         """Read the tokenizer of the run.
 

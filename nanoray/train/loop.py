@@ -90,8 +90,7 @@ def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
             # for storage that fails, and after a skipped step for one that is made: a rollback
             # needs a checkpoint from before the steps that were skipped.
             save_is_due |= result.save_is_wanted
-            can_save = result.problem is None and not result.save_must_wait
-            if last or (save_is_due and can_save):
+            if last or (save_is_due and can_save(result, state, interval, world)):
                 save_is_due = False
                 interval.saved(state.step, save(state, checkpointer, metrics, account))
                 make_way_if_asked(state, config, world.wish(), checkpointer)
@@ -102,6 +101,20 @@ def train(  # noqa: PLR0913, PLR0917 (the eight things that training is made of)
     finally:
         checkpointer.wait()  # also after an error: this process may be ended at once
     metrics.flush()
+
+
+def can_save(result: StepResult, state: TrainState, interval: SaveInterval, world: World) -> bool:
+    """Say whether the state can be saved now; a step that was promised is not left out silently."""
+    if result.problem is None and not result.save_must_wait:
+        return True
+    if world.rank == 0 and interval.is_promised(state.step):
+        logger.warning(
+            "step %d is not saved, though an evaluation or --save-at asks for it: %s. "
+            "The next step that can be is.",
+            state.step,
+            result.problem or "the storage fails",
+        )
+    return False
 
 
 def save(

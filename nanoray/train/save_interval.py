@@ -76,14 +76,18 @@ class SaveInterval:
 
     def is_due(self, step: int) -> bool:
         """Say whether to save after a step, which is about to be made."""
-        every, multiples_of = self.config.every_steps, self.config.multiples_of
-        if step in self.config.at_steps:
-            return True
-        if multiples_of is not None and step % multiples_of == 0:
+        every = self.config.every_steps
+        if self.is_promised(step):
             return True
         if every is not None and step // every > self.saved_step // every:
             return True
         return self.seconds is not None and self.clock() - self.saved_at >= self.seconds
+
+    def is_promised(self, step: int) -> bool:
+        """Say whether somebody needs this very step."""
+        multiples_of = self.config.multiples_of
+        is_multiple = multiples_of is not None and step % multiples_of == 0
+        return is_multiple or step in self.config.at_steps
 
     def saved(self, step: int, stall_seconds: float) -> None:
         """Note that a step was saved, and how long training stood still for it."""

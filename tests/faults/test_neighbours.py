@@ -15,7 +15,7 @@ from tests.running import (
     wait_for_step,
 )
 
-STEPS = 800
+STEPS = 2000
 
 
 @pytest.mark.slow

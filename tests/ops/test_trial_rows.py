@@ -109,6 +109,17 @@ def test_steps_of_another_trial_are_not_counted_as_its_own(tmp_path: Path) -> No
     assert row.worker_seconds == 2 * 0.5
 
 
+def test_a_branch_without_a_step_of_its_own_has_the_result_of_its_trunk(tmp_path: Path) -> None:
+    one = trial(tmp_path)
+    write_steps(one, 4, **{"validation/bits_per_byte": 1.5})
+    write_json(folder_of(one).fs, folder_of(one).path("branch.json"), {"from": "x", "step": 4})
+    folder_of(one).run.mark_done("pretrain")
+
+    row = row_of(one, "cpu")
+
+    assert (row.status, row.bits_per_byte, row.worker_seconds) == (Status.DONE, 1.5, 0.0)
+
+
 def test_core_of_the_last_step_stands_in_the_row(tmp_path: Path) -> None:
     one = trial(tmp_path)
     write_steps(one, 4, **{"validation/bits_per_byte": 1.5})

@@ -62,6 +62,34 @@ def test_each_key_opens(headers: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("headers", "answer"),
+    [
+        ({"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}, 401),
+        ({"Origin": "http://evil.example", "Host": "chat.example"}, 401),
+        ({"Origin": "null", "Host": "chat.example"}, 401),
+        ({"Origin": "https://page.example", "Sec-Fetch-Site": "cross-site"}, "passed"),
+        ({"Origin": "https://chat.example", "Sec-Fetch-Site": "same-origin"}, "passed"),
+        ({"Origin": "http://chat.example:8000", "Host": "chat.example:8000"}, "passed"),
+        (
+            {
+                "Origin": "http://chat.example",
+                "Host": "127.0.0.1:8000",
+                "X-Forwarded-Host": "chat.example",
+            },
+            "passed",
+        ),
+    ],
+)
+def test_the_page_of_another_site_cannot_use_the_login_that_a_browser_keeps(
+    headers: dict[str, str], answer: str | int
+) -> None:
+    cors_origins = ("https://page.example",)
+
+    assert ask({**basic("first-key"), **headers}, cors_origins=cors_origins) == answer
+    assert ask({"Authorization": "Bearer first-key", **headers}) == "passed"
+
+
+@pytest.mark.parametrize(
     "headers",
     [
         {},

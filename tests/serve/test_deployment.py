@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,12 +15,9 @@ import httpx
 import openai
 import psutil
 import pytest
-from ray.exceptions import RayActorError
 
-from nanoray.inference.sampling import SamplingParams
 from nanoray.serve import deployment
-from nanoray.serve.backend import Step
-from nanoray.serve.deployment import ENGINE_NICENESS, Door, RemoteEngine, replica_share
+from nanoray.serve.deployment import ENGINE_NICENESS, Door, replica_share
 from nanoray.serve.serve_config import ServeConfig
 from nanoray.serve.settings import ApiSettings
 from nanoray.text.tokenizer import Tokenizer
@@ -196,46 +193,6 @@ def test_a_killed_engine_breaks_only_its_own_streams_and_each_of_them_cleanly(
     assert ended.count("error") < 16
     assert after == [(WEATHER, "done")] * 8
     wait_for_engines(served, 2)
-
-
-class DyingReplica:
-    """A handle of Serve whose replica dies: the first time before its first step or after it."""
-
-    def __init__(self, steps_before: int) -> None:
-        self.steps_before, self.calls, self.generate = steps_before, 0, self
-
-    def options(self, stream: bool) -> "DyingReplica":
-        return self
-
-    def remote(self, prompt: list[int], params: SamplingParams) -> "DyingReplica":
-        self.calls += 1
-        return self
-
-    async def __aiter__(self) -> AsyncIterator[Step]:
-        for number in range(3):
-            if self.calls == 1 and number == self.steps_before:
-                raise RayActorError
-            yield Step([], f"call {self.calls}", number)
-
-    def cancel(self) -> None:
-        pass
-
-
-async def steps_of(handle: Any) -> list[str]:  # Any: it stands for a handle
-    engine = RemoteEngine(handle).generate([1], SamplingParams(max_tokens=3))
-    return [step.replica async for step in engine]
-
-
-def test_an_answer_that_had_not_begun_when_its_replica_died_is_given_by_another_one() -> None:
-    assert asyncio.run(steps_of(DyingReplica(0))) == ["call 2"] * 3
-
-
-def test_an_answer_that_had_begun_is_not_given_again() -> None:
-    handle = DyingReplica(1)
-    with pytest.raises(RayActorError):
-        asyncio.run(steps_of(handle))
-
-    assert handle.calls == 1
 
 
 class ReplicaThatTells:

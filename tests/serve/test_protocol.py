@@ -104,6 +104,12 @@ def test_a_prompt_is_text_or_ids_one_or_many(prompt: Any, prompts: list[Any]) ->
         ({"tool_choice": {"type": "function"}}, "tool_choice"),
         ({"min_p": 0.1}, "min_p"),
         ({"stop_token_ids": [5]}, "stop_token_ids"),
+        ({"stop": list("abcde")}, "stop"),
+        ({"guided_choice": ["yes", "no"]}, "guided_choice"),
+        ({"function_call": {"name": "x"}}, "function_call"),
+        ({"modalities": ["audio"]}, "modalities"),
+        ({"skip_special_tokens": False}, "skip_special_tokens"),
+        ({"prompt_logprobs": 0}, "prompt_logprobs"),
     ],
 )
 def test_chat_fields_that_cannot_be_served_are_named(fields: dict[str, Any], param: str) -> None:
@@ -122,6 +128,8 @@ def test_chat_fields_that_cannot_be_served_are_named(fields: dict[str, Any], par
         ({"max_tokens": 0}, "max_tokens"),
         ({"prompt": []}, "prompt"),
         ({"prompt": ["a"] * 300}, "prompt"),
+        ({"max_completion_tokens": 5}, "max_completion_tokens"),
+        ({"structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
     ],
 )
 def test_completion_fields_that_cannot_be_served_are_named(
@@ -131,6 +139,19 @@ def test_completion_fields_that_cannot_be_served_are_named(
         completion(**fields)
 
     assert (caught.value.status, caught.value.param) == (400, param)
+
+
+def test_fields_that_change_nothing_are_taken() -> None:
+    neutral = {"guided_choice": None, "modalities": ["text"], "function_call": "auto"}
+
+    chat(**neutral, skip_special_tokens=True, typical_p=1.0, metadata={"a": "b"}, store=False)
+    completion(bad_words=[], include_stop_str_in_output=False)
+
+
+def test_a_completion_may_have_as_many_stops_as_lm_eval_gives() -> None:
+    stops = tuple(f"stop {number}" for number in range(20))
+
+    assert completion(stop=list(stops)).stop_strings() == stops
 
 
 def test_more_least_tokens_than_tokens_are_refused() -> None:

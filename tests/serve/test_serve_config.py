@@ -25,6 +25,8 @@ def test_replicas_are_a_number_or_a_range(given: str, bounds: tuple[int, int]) -
         ({"step_tokens": 8}, "--step-tokens 8 is less than --max-sequences 32"),
         ({"port": 0}, "--port 0"),
         ({"max_sequences": 0}, "--max-sequences 0"),
+        ({"max_waiting": -1}, "--max-waiting -1"),
+        ({"cpus_per_replica": 0}, "--cpus-per-replica 0"),
         ({"run": "a*/sft@3"}, r"--run 'a\*' cannot name a folder"),
         ({"others": ("b", "x::y")}, "--others 'x::y' cannot name a folder"),
     ],

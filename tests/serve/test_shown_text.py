@@ -4,6 +4,7 @@ import random
 import time
 
 import pytest
+from markdown_it import MarkdownIt
 
 from nanoray.serve.shown_text import (
     pieces,
@@ -52,6 +53,14 @@ def test_any_text_comes_back_exactly() -> None:
         assert text_of_shown(show_html_as_text(text)) == text
         assert "".join(piece for piece, _ in pieces(text)) == text
         assert text_of_code(show_as_code(text)) == text
+
+
+def test_code_with_empty_lines_stays_one_span() -> None:
+    text = "a\n\n<img src=/x>\r\r# <h1>Server</h1>\n- b"
+
+    [paragraph] = MarkdownIt().parse(show_as_code(text))[1:-1]
+
+    assert [child.type for child in paragraph.children or []] == ["code_inline"]
 
 
 def test_code_with_backticks_is_framed_by_more_of_them() -> None:

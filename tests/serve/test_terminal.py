@@ -5,14 +5,16 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from nanoray.config import InputError
-from nanoray.serve.chat_client import AnswerError, ChatClient
+from nanoray.serve.chat_client import Answer, AnswerError, ChatClient
 from nanoray.serve.terminal import Chat, ChatConfig
 from tests.chat_run import EMOJI, WEATHER
 from tests.http_server import serving
@@ -34,6 +36,25 @@ def test_an_answer_is_printed_and_kept(server: LocalServer) -> None:
 
     assert text.getvalue() == EMOJI + "\n"
     assert [message["role"] for message in chat.messages] == ["user", "assistant"]
+
+
+def test_an_answer_is_printed_as_it_is_but_for_what_a_terminal_would_obey() -> None:
+    pieces = ["f", "\\", "(x", "\\", ") :smile: [bold]", "x" * 300, "\n", "\x1b]0;owned\a", "é"]
+    said = [Answer("".join(pieces[: count + 1])) for count in range(len(pieces))]
+
+    class Told:
+        async def answer(self, body: object) -> AsyncIterator[Answer]:
+            for answer in said:
+                yield answer
+
+    text = io.StringIO()
+    told: Any = Told()
+    chat = Chat(ChatConfig(), told, Console(file=text, width=80))
+    asyncio.run(chat.ask("Hi"))
+
+    shown = "f\\(x\\) :smile: [bold]" + "x" * 300 + "\n\ufffd]0;owned\ufffdé\n"
+    assert text.getvalue() == shown
+    assert chat.messages[-1]["content"] == "".join(pieces)
 
 
 def test_a_tool_call_is_shown_where_it_happened(server: LocalServer) -> None:

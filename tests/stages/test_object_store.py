@@ -13,6 +13,7 @@ import s3fs
 from moto.server import ThreadedMotoServer
 
 from nanoray.storage import RunFolder
+from nanoray.train import checkpoint_files
 from tests.running import (
     TINY,
     Cluster,
@@ -166,6 +167,15 @@ def test_what_is_moved_aside_on_s3_is_there_with_all_its_objects(store):
         "/checkpoints/step_000001/state.json",
         "/config.json",
     ]
+
+
+def test_a_checkpoint_on_s3_is_moved_aside_with_all_its_objects(store):
+    stage = RunFolder(f"{BUCKET}/runs", "hurt-one").stage("pretrain")
+    store.fs.pipe_file(stage.path("checkpoints", "step_000001", "state.json"), b"{}")
+
+    moved = checkpoint_files.move_aside(stage, 1, "damaged")
+
+    assert [str(path) for path in store.fs.find(stage.path())] == [f"{moved}/state.json"]
 
 
 def test_a_damaged_checkpoint_on_s3_is_passed_over_with_one_warning(store, calm):

@@ -18,7 +18,9 @@ from nanoray.stages.start import (
     open_later_stage,
     stage_before,
 )
+from nanoray.stages.training_job import is_wanted
 from nanoray.storage import RunFolder, write_json
+from nanoray.train.checkpoint_name import SavedModel
 from tests.saved_model import save_model
 from tests.stages.chats import save_base
 from tests.support import tiny_gpt, tiny_tokenizer
@@ -53,6 +55,31 @@ def test_a_stage_that_is_not_finished_is_no_start_unless_named(tmp_path: Path) -
         InputError, match=r"r/pretrain is not finished\. Finish it, or give another --run"
     ):
         stage_before(run.stage("sft"))
+
+
+def test_a_step_that_a_later_stage_began_with_outlives_its_successors(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path), "r").stage("pretrain")
+    model = tiny_gpt(vocab_size=tiny_tokenizer().vocab_size)
+    save_model(folder, model, tiny_tokenizer(), steps=(10, 20))
+
+    begin(tmp_path, replace(CONFIG, from_="r/pretrain@10"))
+
+    assert [is_wanted(folder, None, (), step) for step in (10, 20)] == [True, False]
+
+
+def test_somebody_elses_run_that_cannot_be_written_is_a_start_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_base(tmp_path, "r")
+
+    def refuse(self: SavedModel) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(SavedModel, "keep", refuse)
+
+    begin(tmp_path)
+
+    assert "r/pretrain@10 cannot be marked as needed" in caplog.text
 
 
 def test_a_stage_goes_on_from_what_it_began_with(tmp_path: Path) -> None:

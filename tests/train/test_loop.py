@@ -305,3 +305,21 @@ def test_a_group_that_shall_end_saves_at_once_and_loses_no_step(plan, tmp_path, 
     assert again.step == 4
     assert same_arrays(result, expected)
     assert ledger_of(grown) == ledger_of(calm)
+
+
+def test_a_promised_step_that_cannot_be_saved_is_told_and_the_next_one_is_saved(
+    plan: DataPlan,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    start = next_start(plan, tmp_path)
+    save = SaveConfig(every_seconds=3600, at_steps=(4,))
+    start = replace(start, config=replace(start.config, save=save))
+    votes = iter([False, False, False, True, False, False, False, False])
+    monkeypatch.setattr(Checkpointer, "cannot_save", lambda self: next(votes))
+
+    work(LocalWorld(), start)
+
+    assert committed_steps(start.folder) == [5, 8]
+    assert "step 4 is not saved, though an evaluation or --save-at asks for it" in caplog.text
