@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -316,7 +317,7 @@ def test_a_promised_step_that_cannot_be_saved_is_told_and_the_next_one_is_saved(
     start = next_start(plan, tmp_path)
     save = SaveConfig(every_seconds=3600, at_steps=(4,))
     start = replace(start, config=replace(start.config, save=save))
-    votes = iter([False, False, False, True, False, False, False, False])
+    votes = chain([False, False, False, True], repeat(False))
     monkeypatch.setattr(Checkpointer, "cannot_save", lambda self: next(votes))
 
     work(LocalWorld(), start)
