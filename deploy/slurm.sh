@@ -73,7 +73,9 @@ if [ ${#nodes[@]} -gt 1 ]; then
     count_nodes='import ray; ray.init(address="'$head_ip:$port'", log_to_driver=False, logging_level="ERROR")
 print(sum(node["Alive"] for node in ray.nodes()))'
     for _ in $(seq 150); do
-        kill -0 "${steps[@]}" 2>/dev/null || { echo "error: Ray ended on a node" >&2; exit 1; }
+        for step in "${steps[@]}"; do
+            kill -0 "$step" 2>/dev/null || { echo "error: Ray ended on a node" >&2; exit 1; }
+        done
         count=$(RAY_ADDRESS='' python -c "$count_nodes" 2>/dev/null || echo 0)
         [ "$count" = ${#nodes[@]} ] && break
         sleep 2

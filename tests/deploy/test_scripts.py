@@ -177,3 +177,21 @@ def test_a_slurm_job_starts_ray_runs_the_command_and_leaves_nothing(node: dict[s
     assert token.stat().st_mode & 0o777 == 0o600
     assert token.read_text() not in output
     assert left == []
+
+
+def test_a_slurm_job_ends_soon_where_ray_does_not_start(node: dict[str, str]) -> None:
+    srun = Path(node["VENV"]) / "bin" / "srun"
+    dying = '[ "$1 $2" = "ray start" ] && exit 1'
+    srun.write_text(srun.read_text().replace('exec "$@"', f'{dying}\nexec "$@"'))
+
+    job = subprocess.run(
+        ["bash", ROOT / "deploy" / "slurm.sh", "python", "jobs/plan.py"],
+        env=node,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert job.returncode == 1
+    assert "error: Ray's head did not start on node" in job.stderr
