@@ -7,8 +7,9 @@ import math
 import random
 import shlex
 import statistics
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 
 import ray
@@ -88,7 +89,8 @@ def chaos(config: ChaosConfig) -> str:
         RunFailedError: a run did not recover, or does not equal the undisturbed one.
     """
     storage = connection.absolute_address(config.storage or "chaos")
-    with cluster_for(config) as cluster:
+    # Ray tells of a node that it lost on the standard output, where JSON is to be alone.
+    with redirect_stdout(sys.stderr), cluster_for(config) as cluster:
         calm = WatchedRun(config, storage, CALM)
         num_steps = calm.finish()
         must_be_exact = bits_are_decided(calm.folder)

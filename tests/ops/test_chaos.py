@@ -1,6 +1,10 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 
 from nanoray.config import InputError, RunFailedError, run_job
+from nanoray.ops import chaos as chaos_module
 from nanoray.ops.chaos import ChaosConfig, as_table, chaos, plans, require_recovery
 from nanoray.ops.chaos_faults import FAULTS
 from nanoray.ops.chaos_trial import Injury, Plan, Trial
@@ -97,3 +101,20 @@ def test_the_flags_of_the_job_are_given_as_the_help_says(monkeypatch, capsys):
 
     assert ended.value.code == 2
     assert "--pretrain has --run, which is decided here" in capsys.readouterr().err
+
+
+def test_what_ray_prints_does_not_get_into_the_json(monkeypatch, capsys):
+    @contextmanager
+    def talkative(config: ChaosConfig) -> Iterator[None]:
+        print("(raylet) Raylet is terminated.")
+        raise InputError("no cluster")
+        yield
+
+    monkeypatch.setattr(chaos_module, "cluster_for", talkative)
+
+    with pytest.raises(InputError, match="no cluster"):
+        chaos(ChaosConfig(json=True))
+
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "Raylet is terminated" in printed.err
