@@ -20,6 +20,7 @@ from nanoray.cluster.monitor import Beat
 from nanoray.cluster.recovery import Cause, Failure
 from nanoray.data.feed import Actor
 from nanoray.data.plan import WAITING_FOR_DATA
+from nanoray.storage_errors import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ def on_node(node: str, work: Any, argument: Any) -> Any:  # Any: a function, and
     try:
         return ray.get(task.remote(argument), timeout=NODE_SECONDS)
     except ray.exceptions.RayError as error:
-        logger.warning("node %s does not answer: %s", node[:8], str(error).splitlines()[0])
+        logger.warning("node %s does not answer: %s", node[:8], first_line(error))
         return None
 
 

@@ -221,7 +221,7 @@ def files_at(fs: AbstractFileSystem, root: str, endings: str | tuple[str, ...] =
     """
     label = str(fs.unstrip_protocol(root)).removeprefix("file://")
     found = look_patiently(lambda: _find_files(fs, root), READ_PATIENCE_SECONDS, label)
-    return sorted(path for path in map(str, found) if path.endswith(endings))
+    return sorted(path for path in map(str, found) if path.lower().endswith(endings))
 
 
 def _find_files(fs: AbstractFileSystem, root: str) -> list[str]:
@@ -246,7 +246,7 @@ def open_file(fs: AbstractFileSystem, path: str, name: str) -> File:
         DataError: it cannot be read, or has no conversations.
     """
     try:
-        return FILE_KINDS[path[path.rindex(".") :]](fs, path, name)
+        return FILE_KINDS[path[path.rindex(".") :].lower()](fs, path, name)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error}). Give files that can.") from error
 

@@ -13,6 +13,7 @@ from fsspec import AbstractFileSystem
 
 from nanoray.config import DataError, StorageError
 from nanoray.storage import with_patience
+from nanoray.storage_errors import first_line
 
 T = TypeVar("T")
 
@@ -94,9 +95,8 @@ def open_patiently(fs: AbstractFileSystem, path: str, seconds: float) -> Patient
         try:
             opened: BinaryIO = fs.open(path)
         except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-            reason = str(error).splitlines()[0]
             raise DataError(
-                f"{path} cannot be read ({reason}). Mend that, or give other files."
+                f"{path} cannot be read ({first_line(error)}). Mend that, or give other files."
             ) from error
         return opened
 

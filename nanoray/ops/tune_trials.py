@@ -32,6 +32,7 @@ from nanoray.ops.trial_table import Status
 from nanoray.ops.trials import Trial
 from nanoray.stages.pretrain import pretrain
 from nanoray.storage import RunFolder, is_local
+from nanoray.storage_errors import first_line
 from nanoray.train.rollback import RollbackLimitError
 
 logger = logging.getLogger(__name__)
@@ -155,7 +156,7 @@ def drive_trial(trial: Trial, admission: Actor) -> dict[str, str]:
     except RunReplacedError as error:  # how the trial ends is for the other driver to say
         return {"status": Status.FAILED.value, "reason": str(error)}
     except (InputError, RunFailedError) as error:
-        return ended(trial, Status.FAILED, str(error).splitlines()[0])
+        return ended(trial, Status.FAILED, first_line(error))
     except ray.exceptions.RayError:
         raise
     except Exception as error:

@@ -81,6 +81,13 @@ def test_a_folder_has_the_files_in_it_in_the_order_of_their_names(tmp_path: Path
     ]
 
 
+def test_endings_may_be_written_large(tmp_path: Path) -> None:
+    write_lines(tmp_path / "A.JSONL", [messages("a")])
+    pq.write_table(pa.table({"messages": [messages("b")]}), tmp_path / "B.Parquet")
+
+    assert texts(find_conversations(str(tmp_path))) == ["a", "b"]
+
+
 def test_a_glob_picks_files(tmp_path: Path) -> None:
     for name in ("a1", "a2", "b"):
         write_lines(tmp_path / f"{name}.jsonl", [messages(name)])
