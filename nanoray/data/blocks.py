@@ -41,6 +41,10 @@ class Layout:
         """Blocks in a step."""
         return self.rows_per_step // self.rows_per_block
 
+    def most_rows(self, num_workers: int) -> int:
+        """Give the rows of a step on the rank that has most of them, for which all others wait."""
+        return -(-self.blocks_per_step // num_workers) * self.rows_per_block
+
     def blocks_of_rank(self, first_block: int, rank: int, world_size: int) -> list[int]:
         """Give the blocks of a step, counted within it, that a rank computes.
 
@@ -75,7 +79,7 @@ def layout_for(rows_per_step: int, device_batch_size: int, most_workers: int) ->
         and (b % device_batch_size == 0 or device_batch_size % b == 0)
     ]
     roomy = [b for b in fitting if b >= MIN_ROWS_PER_BLOCK] or fitting
-    most_rows = {b: -(-(rows_per_step // b) // most_workers) * b for b in roomy}
+    most_rows = {b: Layout(rows_per_step, b).most_rows(most_workers) for b in roomy}
     fair = [b for b in roomy if most_rows[b] <= 1.1 * min(most_rows.values())]
     return Layout(rows_per_step, max(fair))
 

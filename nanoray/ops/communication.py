@@ -177,8 +177,7 @@ def scaled(work: Work, links: Links, nodes: int) -> Scaled:
     """Estimate a step on some nodes, at most `work.most_nodes`."""
     workers = nodes * work.gpus_per_node
     rows, batch = work.rows_per_step, work.device_batch_size
-    layout = layout_for(rows, batch, workers)
-    most_rows = -(-layout.blocks_per_step // workers) * layout.rows_per_block
+    most_rows = layout_for(rows, batch, workers).most_rows(workers)
     passes = -(-most_rows // batch)
     compute = work.row_seconds * most_rows
     traffic = step_traffic(work.model, rows, workers)

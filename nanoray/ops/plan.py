@@ -10,6 +10,7 @@ import tyro
 
 from nanoray.config import InputError, flag, worker_range
 from nanoray.credentials import without_secrets
+from nanoray.data.blocks import layout_for
 from nanoray.data.datasets import BYTES_PER_TOKEN, DATASETS, EMBEDDED, shards_for
 from nanoray.data.manifest import make_manifest
 from nanoray.model.memory import memory_per_gpu
@@ -98,16 +99,17 @@ def plan_facts(run: PretrainConfig, config: PlanConfig, peak: float) -> dict[str
     """Give every number of the plan."""
     model = model_config(run)
     length = budget(run, model)
-    _, workers = worker_range(run.num_workers) or (GPUS_PER_NODE, GPUS_PER_NODE)
     rows = rows_per_step(run)
-    if run.num_workers is not None:
-        check_rows(run, rows, workers)
+    asked = worker_range(run.num_workers)
+    workers = asked[1] if asked else min(GPUS_PER_NODE, rows)
+    check_rows(run, rows, workers)
     assert run.device_batch_size, "decided"
-    microbatches = rows // run.device_batch_size
     assert run.dtype, "decided"
-    fitting = min(run.device_batch_size, -(-rows // workers))
-    memory = memory_per_gpu(model, fitting, workers, run.dtype)
-    seconds = length.flops / (config.mfu * peak * workers)
+    most_rows = layout_for(rows, run.device_batch_size, workers).most_rows(workers)
+    memory = memory_per_gpu(model, min(run.device_batch_size, most_rows), workers, run.dtype)
+    # The others wait for the worker that has most rows.
+    step_flops = most_rows * model.max_seq_len * flops_per_token(model)
+    seconds = length.num_steps * step_flops / (config.mfu * peak)
     lr = rates(run, model)
     dataset = run.data if run.data in DATASETS else DEFAULT_DATASET
     text_bytes = length.tokens * BYTES_PER_TOKEN
@@ -128,8 +130,8 @@ def plan_facts(run: PretrainConfig, config: PlanConfig, peak: float) -> dict[str
         "total_flops": length.flops,
         "num_workers": workers,
         "device_batch_size": run.device_batch_size,
-        "microbatches_per_step": microbatches,
-        "microbatches_per_worker": math.ceil(microbatches / workers),
+        "microbatches_per_step": rows // run.device_batch_size,
+        "microbatches_per_worker": math.ceil(most_rows / run.device_batch_size),
         "learning_rates": dataclasses.asdict(lr),
         "memory_per_gpu_bytes": {**dataclasses.asdict(memory), "total": memory.total},
         "checkpoint_bytes": checkpoint_bytes(model),

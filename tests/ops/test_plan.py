@@ -82,6 +82,27 @@ def test_a_worker_more_costs_the_same_money_and_less_time() -> None:
     assert sixteen["dollars"] == pytest.approx(eight["dollars"])
 
 
+@pytest.mark.parametrize(("workers", "most_rows"), [(8, 32), (100, 3), (200, 2), (256, 1)])
+def test_a_step_takes_as_long_as_the_worker_with_most_rows(workers: int, most_rows: int) -> None:
+    run = replace(D34, num_workers=str(workers))
+    facts = json.loads(plan(PlanConfig(pretrain=run, json=True)))
+    on_one_node = json.loads(plan(PlanConfig(pretrain=D34, json=True)))
+
+    assert facts["seconds_per_step"] / on_one_node["seconds_per_step"] == pytest.approx(
+        most_rows / 32
+    )
+    assert facts["dollars"] / on_one_node["dollars"] == pytest.approx(most_rows * workers / 256)
+
+
+def test_a_step_of_few_rows_has_no_more_workers_than_rows() -> None:
+    run = PretrainConfig(depth=4, total_batch_tokens=4096)
+
+    facts = json.loads(plan(PlanConfig(pretrain=run, json=True)))
+
+    assert facts["num_workers"] == 2
+    assert facts["microbatches_per_step"] * facts["device_batch_size"] == 2
+
+
 def test_a_person_reads_the_same_numbers_without_json() -> None:
     text = plan(PlanConfig(pretrain=D34))
 
