@@ -24,12 +24,19 @@ TEMPERATURE, TOP_K = 0.7, 50
 def continue_texts(
     model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], num_tokens: int
 ) -> Samples:
-    """Let a base model go on with each prompt."""
+    """Let a base model go on with each prompt.
+
+    Prompts that leave no room in the context are left out.
+    """
     began = time.monotonic()
     samples = []
     for seed, prompt in enumerate(prompts):
         ids = [tokenizer.bos_id, *tokenizer.encode(prompt)]
-        new = generate(model, ids, num_tokens, temperature=TEMPERATURE, top_k=TOP_K, seed=seed)
+        room = min(num_tokens, model.cos.size(0) - len(ids) + 1)  # the last token is never read
+        if room < 1:
+            logger.warning("left out the sample %r: the context has no room for it", prompt)
+            continue
+        new = generate(model, ids, room, temperature=TEMPERATURE, top_k=TOP_K, seed=seed)
         samples.append((prompt, tokenizer.decode(new)))
     logger.info("sampled %d texts in %.1f s", len(samples), time.monotonic() - began)
     return samples

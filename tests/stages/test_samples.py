@@ -19,6 +19,19 @@ def test_texts_follow_from_the_weights_alone() -> None:
     assert [prompt for prompt, _ in first] == ["One", "Two"]
 
 
+def test_a_text_ends_where_the_context_does() -> None:
+    model = tiny_gpt(vocab_size=TOKENIZER.vocab_size, max_seq_len=4)
+    reach = model.cos.size(0)
+    long, longer = "x " * (reach // 2 - 4), "x " * reach
+
+    [(prompt, _)] = continue_texts(model, TOKENIZER, [long, longer], 64)
+
+    ids = [TOKENIZER.bos_id, *TOKENIZER.encode(long)]
+    assert prompt == long
+    assert len(ids) + 64 - 1 > reach, "else it says nothing"
+    assert len(generate(model, ids, reach - len(ids) + 1)) == reach - len(ids) + 1
+
+
 def test_an_answer_is_the_likeliest_and_ends_with_its_turn() -> None:
     model = tiny_gpt(vocab_size=TOKENIZER.vocab_size)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
