@@ -108,7 +108,7 @@ class ReportFacts:
     derivation: dict[str, str]
     """Label -> value with its derivation: what followed from `--depth`."""
     resume_command: str
-    """The command that goes on with the run, or repeats it."""
+    """The command that goes on with the run, or repeats it; empty if nobody typed one."""
     samples: list[tuple[str, str]]
     """Prompts, each with the model's continuation."""
 
@@ -155,13 +155,14 @@ def sections(
         f"<blockquote><b>{html.escape(prompt)}</b>{html.escape(text)}</blockquote>"
         for prompt, text in facts.samples
     )
+    command = shown(facts.resume_command)
     contents = {
         "Summary": table(facts.summary, "tiles"),
         "Report card": card.to_html() if card else "",
         "Curves": curves(history),
         "Where the time went": time_spent(spent),
         "Samples": samples and f'<p class="quiet">Prompts are bold.</p>\n{samples}',
-        "Resume or repeat": f"<pre>{shown(facts.resume_command)}</pre>",
+        "Resume or repeat": command and f"<pre>{command}</pre>",
         "What was decided, and how": table(facts.derivation),
         "Settings": table(settings),
         "Environment": table(environment()),

@@ -1,9 +1,11 @@
-"""What a shell has made of a command, and the flags alone would not tell.
+"""A command as a shell gave it: as it was typed, and what its flags alone would not tell.
 
 A variable that is not set leaves an empty word, and a glob without quotes leaves all its files.
 """
 
 import os
+import shlex
+import sys
 from collections.abc import Sequence
 from itertools import pairwise, takewhile
 
@@ -11,6 +13,12 @@ from nanoray.config import InputError
 
 TEXTS = {"--prompt", "--system"}
 """Flags whose text may be empty."""
+
+
+def typed_command() -> str:
+    """Give the command of this process, to be typed again; empty in a process that Ray started."""
+    is_typed = os.path.basename(sys.argv[0]) != "default_worker.py"
+    return shlex.join(["python", *sys.argv]) if is_typed else ""
 
 
 def check_words(words: Sequence[str]) -> None:

@@ -1,9 +1,11 @@
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 from nanoray.config import InputError
-from nanoray.shell_words import check_words
+from nanoray.shell_words import check_words, typed_command
 
 
 @pytest.mark.parametrize(
@@ -55,3 +57,17 @@ def test_other_words_are_left_to_the_flags(tmp_path: Path) -> None:
 
 def test_a_prompt_may_be_empty() -> None:
     check_words(["--system", "", "--prompt="])
+
+
+def test_the_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["jobs/pretrain.py", "--data", "a folder/*.parquet"])
+
+    assert shlex.split(typed_command()) == ["python", *sys.argv]
+
+
+def test_a_process_that_ray_started_has_no_command_of_a_person(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/lib/ray/default_worker.py", "--redis-password=x"])
+
+    assert typed_command() == ""

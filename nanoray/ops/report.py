@@ -93,7 +93,9 @@ def report_in(storage: str, config: ReportConfig) -> str:
     if config.watch:
         watch(folder)
     facts = summary_of(folder)
-    write_report(folder, read_facts(folder) or unfinished(folder, facts))
+    # What is written of a run that goes on is old the next time.
+    told = read_facts(folder) if folder.run.is_done(folder.name) else None
+    write_report(folder, told or unfinished(folder, facts))
     return (
         json.dumps(as_json(facts), indent=1, allow_nan=False)
         if config.json
@@ -149,11 +151,12 @@ def summary_of(folder: StageFolder) -> dict[str, Any]:  # Any: JSON
 
 def unfinished(folder: StageFolder, facts: dict[str, Any]) -> ReportFacts:  # Any: JSON
     """Give what can be said of a run that has not written a report yet."""
+    commands = [event.get("command", "") for event in read_events(folder)]
     return ReportFacts(
         title=f"{folder.run.run} / {folder.name}",
         summary={label: value for label, value in lines_of(facts).items() if value},
         derivation={},
-        resume_command=f"python jobs/{folder.name}.py --run {folder.run.run}",
+        resume_command=next(filter(None, reversed(commands)), ""),
         samples=[],
     )
 

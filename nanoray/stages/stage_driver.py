@@ -22,12 +22,14 @@ from nanoray.config import (
     from_json,
     to_json,
 )
+from nanoray.credentials import without_secrets
 from nanoray.data.blocks import layout_for
 from nanoray.data.feed import start_pacer
 from nanoray.data.plan import DataPlan
 from nanoray.events import DONE, INTERRUPTED, append_event
 from nanoray.goodput import read_account
 from nanoray.progress import RunDisplay
+from nanoray.shell_words import typed_command
 from nanoray.stages.plan_feed import PlanFeed
 from nanoray.stages.pretrain_config import checkpoint_bytes, most_checkpoints
 from nanoray.stages.training_job import Recipe, TrainingJob
@@ -200,7 +202,8 @@ def run_stage(
         if folder.run.is_done(job.stage):
             logger.info("%s is finished; --fresh begins it anew", folder)
         else:
-            append_event(folder, "start", time=began)
+            command = without_secrets(typed_command())
+            append_event(folder, "start", time=began, command=command)
             train_on_cluster(job)
     return with_patience(lambda: finish(job), job.config.storage_patience_seconds, str(folder))
 

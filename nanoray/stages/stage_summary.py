@@ -1,12 +1,11 @@
 """What a user is told of any finished stage, and its report."""
 
-import shlex
 import statistics
-import sys
 
 from nanoray.metrics import read_metrics
 from nanoray.progress import duration
 from nanoray.report import ReportFacts, write_report
+from nanoray.shell_words import typed_command
 from nanoray.stages.training_job import TrainingJob
 from nanoray.storage import StageFolder, read_json
 from nanoray.train.checkpoint_files import committed_steps
@@ -43,7 +42,7 @@ def tell(job: TrainingJob, summary: dict[str, str], derivation: dict[str, str]) 
         title=f"{folder.run.run} / {folder.name}",
         summary=summary,
         derivation=derivation,
-        resume_command=resume_command(),
+        resume_command=typed_command(),
         samples=samples,
     )
     write_report(folder, facts)
@@ -51,11 +50,6 @@ def tell(job: TrainingJob, summary: dict[str, str], derivation: dict[str, str]) 
     lines = [f"{label:>24}  {value}" for label, value in summary.items()]
     lines += [f"\n> {prompt}{gap}{text}" for prompt, text in samples]
     return "\n".join([*lines, f"\nreport: {folder}/report.html"])
-
-
-def resume_command() -> str:
-    """Give the command that goes on with this run, as it was typed."""
-    return shlex.join(["python", *sys.argv])
 
 
 def weights_hash(folder: StageFolder) -> str:

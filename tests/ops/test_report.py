@@ -87,6 +87,7 @@ def test_a_report_written_anew_keeps_what_only_the_run_knew(trained):
         samples=[("Once", " upon a time")],
     )
     write_report(trained, facts)
+    trained.run.mark_done(trained.name)
     Path(trained.path("report.html")).unlink()
 
     report(config_of(trained))
@@ -94,6 +95,19 @@ def test_a_report_written_anew_keeps_what_only_the_run_knew(trained):
     page = Path(trained.path("report.html")).read_text()
     assert all(part in page for part in ("sha256 0123", "64 x depth", "upon a time"))
     assert "secret" not in Path(trained.path("report.json")).read_text()
+
+
+def test_the_report_of_an_unfinished_run_has_the_command_that_goes_on_with_it(trained):
+    report(config_of(trained))
+    page = Path(trained.path("report.html"))
+    assert "Resume or repeat" not in page.read_text(), "nobody typed one"
+
+    command = "python jobs/pretrain.py --run tiny --storage elsewhere --seed 7"
+    append_event(trained, "start", command=command)
+    append_event(trained, "start", command="")
+    report(config_of(trained))
+
+    assert f"<pre>{command}</pre>" in page.read_text()
 
 
 def test_a_run_is_watched_until_its_job_has_ended(trained, monkeypatch, capsys):
