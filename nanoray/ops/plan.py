@@ -219,6 +219,10 @@ def as_text(facts: dict[str, Any]) -> str:  # Any: JSON
     lr = facts["learning_rates"]
     every = facts["save_every"]
     saved = f"{every} steps" if every else "1 to 60 minutes, as failures ask for"
+    passes, share, workers = (
+        facts[name] for name in ("microbatches_per_step", "microbatches_per_worker", "num_workers")
+    )
+    shared = f"{'at most ' if share * workers > passes else ''}{share} on each of {workers} workers"
     parts = "\n".join(
         f"    {name.replace('_', ' '):<18} {size / 2**30:8.2f} GiB" for name, size in memory.items()
     )
@@ -231,8 +235,8 @@ rates      matrices {lr["matrix"]:g}, embedding {lr["embedding"]:.6g}, unembeddi
 length     {facts["num_steps"]:,} steps of {facts["total_batch_tokens"]:,} tokens = \
 {facts["tokens"]:,} tokens, {facts["tokens_per_param"]:.4g} per parameter
            {facts["total_flops"]:.6e} FLOPs
-step       {facts["microbatches_per_step"]} microbatches of {facts["device_batch_size"]} rows of \
-{facts["max_seq_len"]}: {facts["microbatches_per_worker"]} on each of {facts["num_workers"]} workers
+step       {passes} microbatches of {facts["device_batch_size"]} rows of \
+{facts["max_seq_len"]}: {shared}
 memory     per GPU, at the peak of a step (estimated):
 {parts}
 disk       {facts["checkpoint_bytes"] / 1e9:.1f} GB per checkpoint, \

@@ -92,6 +92,7 @@ def test_a_step_takes_as_long_as_the_worker_with_most_rows(workers: int, most_ro
         most_rows / 32
     )
     assert facts["dollars"] / on_one_node["dollars"] == pytest.approx(most_rows * workers / 256)
+    assert ("at most 1 on each" in plan(PlanConfig(pretrain=run))) == (workers > 64)
 
 
 def test_a_step_of_few_rows_has_no_more_workers_than_rows() -> None:
